@@ -1,0 +1,150 @@
+"""The flows that run each teacher once and publish its stores.
+
+A subflow per teacher, so that it can be rerun alone; a task per group of whole shards, coarse
+enough that Prefect's cost does not count. What is missing is read from the store's own commit
+records: no result is cached (DESIGN invariant 3).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from flows.progress import bar
+from flows.project import Loaded, load, reload
+from pipeline.plan import plan_labels
+from pipeline.store.published import SPLIT_NAMES, publish
+from pipeline.teachers.spec import TeacherSpec, resolve_teacher, resolve_teachers
+from pipeline.teachers.stores import (
+    label_bytes,
+    missing_work,
+    open_or_create,
+    store_path,
+    store_schema,
+    work_groups,
+)
+from pipeline.workspace import Workspace
+from storage_schemas.errors import ConcentrateError
+from storage_schemas.manifest import TEST, TRAIN
+
+LABELS_PER_TASK = 1 << 18
+
+
+def _is_io_error(task: Any, task_run: Any, state: Any) -> bool:
+    """Retry what may pass by itself; never the user's errors."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, OSError) and not isinstance(error, ConcentrateError)
+
+
+def _resolve(loaded: Loaded, teacher: str) -> TeacherSpec:
+    config = loaded.project.teacher(teacher)
+    return resolve_teacher(loaded.project, config, loaded.space, loaded.manifest)
+
+
+@task(
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=[1, 10],
+    retry_condition_fn=_is_io_error,
+    task_run_name="label/{teacher}/{split}/{group}",
+)
+def label_group(
+    teacher: str, split: str, group: int, config: str, overrides: list[str]
+) -> dict[str, Any]:
+    """Label the first group of shards that is still missing, and commit each of them."""
+    from pipeline.teachers.labelling import label_shards
+
+    loaded = reload(config, overrides)
+    spec = _resolve(loaded, teacher)
+    project, manifest = loaded.project, loaded.manifest
+    schema = store_schema(project, spec, loaded.space, manifest, SPLIT_NAMES.index(split))
+    store = open_or_create(project, schema, loaded.space)
+    work = work_groups(missing_work(project, schema, spec, manifest), LABELS_PER_TASK)[0]
+    total = sum(item.labels for item in work)
+    with bar(f"labels {teacher}/{split}", total) as line:
+        counts = label_shards(project, spec, manifest, store, work, report=line.advance)
+    return {
+        "teacher": teacher,
+        "split": split,
+        "group": group,
+        "shards": counts.shards,
+        "labels": counts.labels,
+        "seconds": round(counts.seconds, 3),
+        "labels_per_second": round(counts.labels / max(counts.seconds, 1e-9), 1),
+    }
+
+
+@flow(name="label-teacher", flow_run_name="label/{teacher}", log_prints=False)
+def label_teacher(
+    teacher: str, config: str, overrides: list[str] | None = None
+) -> list[dict[str, Any]]:
+    """Label what is missing of one teacher and publish its stores.
+
+    Args:
+        teacher: Its name in the project file.
+        config: Path of the project file.
+        overrides: `key.path=value` settings that replace those of the file.
+    """
+    from pipeline.teachers.labelling import teacher_cost
+
+    overrides = overrides or []
+    loaded = load(config, overrides)
+    project, manifest = loaded.project, loaded.manifest
+    spec = _resolve(loaded, teacher)
+    done: list[dict[str, Any]] = []
+    fingerprints = {}
+    stored: list[dict[str, Any]] = []
+    for split in (TRAIN, TEST):
+        schema = store_schema(project, spec, loaded.space, manifest, split)
+        store = open_or_create(project, schema, loaded.space)
+        work = missing_work(project, schema, spec, manifest)
+        groups = work_groups(work, LABELS_PER_TASK)
+        for group in range(len(groups)):
+            done.append(label_group(teacher, SPLIT_NAMES[split], group, config, overrides))
+        fingerprints[SPLIT_NAMES[split]] = schema.fingerprint
+        labels = int(store.commits[:, :, 0].sum())
+        stored.append(
+            {
+                "store": str(store_path(project, schema).relative_to(project.workspace)),
+                "labels": labels,
+                "at most bytes": label_bytes(schema, labels),
+                "new shards": sum(item["shards"] for item in done if item["split"] == schema.split),
+                "labels a second": max(
+                    (item["labels_per_second"] for item in done if item["split"] == schema.split),
+                    default=0,
+                ),
+            }
+        )
+    publish(Workspace(project.workspace), teacher, fingerprints, teacher_cost(spec))
+    create_table_artifact(
+        stored, key=f"labels-{teacher.lower().replace('_', '-').replace('.', '-')}"
+    )
+    return done
+
+
+@flow(name="label-teachers", log_prints=False)
+def label_teachers(
+    config: str, overrides: list[str] | None = None, teacher: str | None = None
+) -> list[dict[str, Any]]:
+    """Label what is missing of every teacher, or of one.
+
+    Args:
+        config: Path of the project file.
+        overrides: `key.path=value` settings that replace those of the file.
+        teacher: Only this one.
+    """
+    overrides = overrides or []
+    loaded = load(config, overrides)
+    if teacher is not None:
+        loaded.project.teacher(teacher)
+    specs = resolve_teachers(loaded.project, loaded.space, loaded.manifest)
+    done = []
+    for spec in specs:
+        if teacher in (None, spec.name) and plan_labels(
+            loaded.project, spec, loaded.space, loaded.manifest
+        ):
+            done += label_teacher(spec.name, config, overrides)
+    return done

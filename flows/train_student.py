@@ -1,0 +1,70 @@
+"""The flow that trains the student, and its control, from published label stores.
+
+It imports nothing of `pipeline.teachers`: no teacher is loaded here (DESIGN invariant 1).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from flows.progress import bar
+from flows.project import Loaded, load, reload
+from pipeline.store.published import PublishedLabels, open_published
+from pipeline.training.runs import StudentRun, stale_reason, student_runs
+from storage_schemas.manifest import TRAIN
+
+
+def published_runs(loaded: Loaded) -> tuple[PublishedLabels, list[StudentRun]]:
+    """Return the training labels and the runs of a project."""
+    project = loaded.project
+    published = open_published(
+        project,
+        loaded.space,
+        loaded.manifest,
+        TRAIN,
+        cache_bytes=project.student.memory_budget_mb << 20,
+    )
+    return published, student_runs(project, loaded.space, loaded.manifest, published)
+
+
+@task(cache_policy=NO_CACHE, task_run_name="train/{role}")
+def train_one(role: str, config: str, overrides: list[str]) -> dict[str, Any]:
+    """Train the student or its control to the end."""
+    from pipeline.training.students import train_student as train
+
+    loaded = reload(config, overrides)
+    published, runs = published_runs(loaded)
+    (run,) = [run for run in runs if run.role == role]
+    with bar(f"{run.folder.parent.name}") as line:
+        record = train(
+            loaded.project, run, loaded.space, loaded.manifest, published, report=line.step
+        )
+    kept = ("role", "fingerprint", "steps", "rows", "seconds", "images_per_second")
+    return {name: record[name] for name in kept} | {"folder": str(run.folder)}
+
+
+@flow(name="train-student", log_prints=False)
+def train_student(config: str, overrides: list[str] | None = None) -> list[dict[str, Any]]:
+    """Train the student and its control, each unless it is finished.
+
+    Args:
+        config: Path of the project file.
+        overrides: `key.path=value` settings that replace those of the file.
+    """
+    overrides = overrides or []
+    _, runs = published_runs(load(config, overrides))
+    stale = [run.role for run in runs if stale_reason(run) is not None]
+    done = [train_one(role, config, overrides) for role in stale]
+    if done:
+        lines = ["| run | steps | images | seconds | images/s |", "| --- | --- | --- | --- | --- |"]
+        lines += [
+            f"| {item['role']} | {item['steps']} | {item['rows']} | {item['seconds']} "
+            f"| {item['images_per_second']} |"
+            for item in done
+        ]
+        create_markdown_artifact("\n".join(lines), key="student")
+    return done

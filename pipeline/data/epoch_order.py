@@ -1,0 +1,116 @@
+"""Epoch order: which rows, with which views, in which batch, as a pure function.
+
+In: the global shuffle, the windowed shuffle for stores that do not fit in memory, the split over
+ranks and the view of each row. Left out: reading anything. The order depends on (rows, shards,
+seed, epoch, rank, world size) only, so any step of any epoch can be found again after a kill,
+whatever the number of loader workers (DESIGN section 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Rows = npt.NDArray[np.int64]
+
+
+def _generator(seed: int, epoch: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[seed, epoch]))
+
+
+def shuffled_rows(
+    rows: Rows, *, seed: int, epoch: int, shard_rows: int | None = None, window_shards: int = 4
+) -> Rows:
+    """Return the rows of one epoch in shuffled order.
+
+    Args:
+        rows: (N,) ascending rows.
+        seed: Of the run.
+        epoch: From 0.
+        shard_rows: None: exact global shuffle. Else shards are shuffled, and rows are shuffled
+            inside windows of `window_shards` consecutive shards of that order, so that a reader
+            needs no more than that many shards at a time.
+        window_shards: Shards in a window.
+
+    Returns:
+        (N,) a permutation of `rows`.
+    """
+    generator = _generator(seed, epoch)
+    if shard_rows is None:
+        return generator.permutation(rows)
+    first = np.flatnonzero(np.diff(rows // shard_rows, prepend=-1))
+    shards = np.split(rows, first[1:])
+    order = generator.permutation(len(shards))
+    windows = [
+        np.concatenate([shards[i] for i in order[start : start + window_shards]])
+        for start in range(0, len(order), window_shards)
+    ]
+    return np.concatenate([generator.permutation(window) for window in windows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOrder:
+    """All batches of a run.
+
+    Attributes:
+        rows: (N,) ascending rows to train on.
+        batch_size: Images of one step over all ranks.
+        views: Stored views per row.
+        seed: Of the run.
+        views_per_image: Views drawn from one decoded image; an epoch then has that many times
+            the steps, each with that many times fewer distinct images.
+        first_view: Added to every view number; specialists train beyond the stored views.
+        fresh_views: Never repeat a view: view = first_view + epoch. Needs no stored label.
+        rank: Of this process.
+        world_size: Processes that share each batch.
+        shard_rows: See `shuffled_rows`.
+    """
+
+    rows: Rows
+    batch_size: int
+    views: int
+    seed: int
+    views_per_image: int = 1
+    first_view: int = 0
+    fresh_views: bool = False
+    rank: int = 0
+    world_size: int = 1
+    shard_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.rows) == 0:
+            raise ValueError("rows must not be empty")
+        for divisor, name in ((self.views_per_image, "views_per_image"), (self.world_size, "ranks")):
+            if self.batch_size % divisor:
+                raise ValueError(
+                    f"batch_size must be a multiple of {name} ({divisor}), got {self.batch_size}"
+                )
+
+    @property
+    def images_per_batch(self) -> int:
+        """Distinct images of one step; fewer where there are fewer rows."""
+        return min(self.batch_size // self.views_per_image, len(self.rows))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches of an epoch; the rows that are left over differ from epoch to epoch."""
+        return len(self.rows) // self.images_per_batch
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Rows, Rows]]:
+        """Yield (rows, views), each (batch,) int64, from a step of an epoch on."""
+        order = shuffled_rows(self.rows, seed=self.seed, epoch=epoch, shard_rows=self.shard_rows)
+        size = self.images_per_batch
+        for step in range(first_step, self.steps_per_epoch):
+            rows = order[step * size : (step + 1) * size]
+            yield self._with_views(rows[self.rank :: self.world_size], epoch)
+
+    def _with_views(self, rows: Rows, epoch: int) -> tuple[Rows, Rows]:
+        if self.fresh_views:
+            return rows, np.full(len(rows), self.first_view + epoch, np.int64)
+        m = self.views_per_image
+        draws = np.arange(m, dtype=np.int64)
+        views = (epoch * m + draws[None, :] + rows[:, None]) % self.views
+        return np.repeat(rows, m), self.first_view + views.reshape(-1)

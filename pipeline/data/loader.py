@@ -1,0 +1,107 @@
+"""The loader: images of a view joined with the targets of the same view.
+
+In: a map-style data set whose items are whole batches, and the torch DataLoader over the batch
+order from any step on. Left out: the order itself (epoch_order.py), pixels (view_reader.py) and
+targets (objectives). torch's DataLoader keeps the order whatever the number of workers; workers
+start by forkserver, since a fork after threads may hang, and each opens its own stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pipeline.data.epoch_order import BatchOrder, Rows
+from pipeline.objectives.base import TargetBatch
+
+BatchIndex = tuple[Rows, Rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One step's input.
+
+    Attributes:
+        images: (B, channels, S, S) float32, normalised.
+        targets: What the images should become.
+        rows: (B,) int64 manifest rows.
+        views: (B,) int64.
+    """
+
+    images: Tensor
+    targets: TargetBatch
+    rows: Tensor
+    views: Tensor
+
+    def pin_memory(self) -> Batch:
+        """Return the batch with its images in page-locked memory."""
+        return Batch(
+            images=self.images.pin_memory(),
+            targets=self.targets,
+            rows=self.rows,
+            views=self.views,
+        )
+
+
+class BatchDataset(Dataset[Batch]):
+    """Item = one batch, addressed by its rows and views.
+
+    Args:
+        read_images: (rows, views) -> (B, channels, S, S), e.g. `ViewReader.read`.
+        fetch_targets: (rows, views) -> TargetBatch, e.g. `StoredSignals.fetch`.
+    """
+
+    def __init__(
+        self,
+        read_images: Callable[[Rows, Rows], Tensor],
+        fetch_targets: Callable[[Rows, Rows], TargetBatch],
+    ) -> None:
+        self.read_images = read_images
+        self.fetch_targets = fetch_targets
+
+    def __getitem__(self, index: BatchIndex) -> Batch:
+        rows, views = index
+        return Batch(
+            images=self.read_images(rows, views),
+            targets=self.fetch_targets(rows, views),
+            rows=torch.from_numpy(rows),
+            views=torch.from_numpy(views),
+        )
+
+
+class _FromStep(Sampler[BatchIndex]):
+    def __init__(self, order: BatchOrder, epochs: int, first_step: int) -> None:
+        self.order, self.epochs, self.first_step = order, epochs, first_step
+
+    def __len__(self) -> int:
+        return self.epochs * self.order.steps_per_epoch - self.first_step
+
+    def __iter__(self) -> Iterator[BatchIndex]:
+        first_epoch, skip = divmod(self.first_step, self.order.steps_per_epoch)
+        for epoch in range(first_epoch, self.epochs):
+            yield from self.order.batches(epoch, skip if epoch == first_epoch else 0)
+
+
+def batch_loader(
+    dataset: Dataset[Batch],
+    order: BatchOrder,
+    *,
+    epochs: int,
+    first_step: int = 0,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader[Batch]:
+    """Return a loader over all batches of `epochs` epochs from `first_step` on."""
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=_FromStep(order, epochs, first_step),
+        num_workers=num_workers,
+        multiprocessing_context="forkserver" if num_workers else None,
+        prefetch_factor=4 if num_workers else None,
+        pin_memory=pin_memory,
+    )

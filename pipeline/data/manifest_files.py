@@ -1,0 +1,244 @@
+"""The manifest, the label space and the quarantine list on disk.
+
+In: `<workspace>/data/manifest/` with one parquet file per append and manifest.json, written last;
+label_space.json; quarantine.csv; the stamps of files read so far (a cache: safe to delete).
+Left out: what changes between two updates (manifest.py).
+
+manifest.json names the parts that count, so a crash before it is written leaves the old manifest
+whole; a part or a class written too early is ignored and written again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.durable_files import write_durably
+from storage_schemas.errors import LabelSpaceError, ManifestError
+from storage_schemas.label_space import LabelSpace, canonical_digest
+from storage_schemas.manifest import DIGEST_BYTES, MANIFEST_VERSION, Manifest
+
+INDEX = "manifest.json"
+LABEL_SPACE = "label_space.json"
+QUARANTINE = "quarantine.csv"
+STAMPS = "stamps.parquet"
+REBUILD = "restore it from a backup, or start a new workspace"
+
+Stamps = dict[str, tuple[tuple[int, int], bytes]]
+"""Key -> (stamp, digest) of every sample that was read and decodes."""
+
+
+def has_manifest(workspace: Path) -> bool:
+    """Tell whether a manifest has been written."""
+    return (_folder(workspace) / INDEX).exists()
+
+
+def load_manifest(workspace: Path) -> Manifest:
+    """Read the manifest and check its chain.
+
+    Raises:
+        ManifestError: If there is none, or it is damaged, altered or of a newer version.
+    """
+    folder = _folder(workspace)
+    index = _load_index(folder)
+    parts = [_load_part(folder / append["part"]) for append in index["appends"]]
+    rows = sum(len(part) for part in parts)
+    ends = tuple(append["rows"] for append in index["appends"])
+    if not parts or ends[-1] != rows:
+        raise ManifestError(f"{folder}: parts must hold {ends[-1:]} rows, got {rows}; {REBUILD}")
+    table = pa.concat_tables(parts)
+    digests = b"".join(table.column("digest").to_pylist())
+    manifest = Manifest(
+        keys=table.column("key").to_numpy().astype(np.object_),
+        labels=table.column("label").to_numpy().astype(np.int32),
+        splits=table.column("split").to_numpy().astype(np.uint8),
+        digests=np.frombuffer(digests, np.uint8).reshape(rows, DIGEST_BYTES),
+        appends=np.repeat(np.arange(len(ends), dtype=np.int32), np.diff([0, *ends])),
+        retired=np.zeros(rows, np.bool_),
+        chains=tuple(append["chain"] for append in index["appends"]),
+        append_ends=ends,
+    )
+    problem = manifest.chain_problem()
+    if problem is not None:
+        raise ManifestError(f"{folder}: {problem}; a part was altered: {REBUILD}")
+    return manifest.with_retired(index["retired"])
+
+
+def load_label_space(workspace: Path) -> LabelSpace:
+    """Read the label space and check that it begins with the classes the manifest knows.
+
+    Raises:
+        ManifestError: If it is missing, damaged, or its classes were changed or reordered.
+    """
+    path = workspace / "data" / LABEL_SPACE
+    index = _load_index(_folder(workspace))
+    try:
+        space = LabelSpace.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, LabelSpaceError) as error:
+        raise ManifestError(f"{path} cannot be read: {error}; {REBUILD}") from error
+    known = space.classes[: index["num_classes"]]
+    if _classes_digest(known) != index["classes_digest"]:
+        raise ManifestError(
+            f"{path}: the first {index['num_classes']} classes must be the ones the manifest was "
+            f"built with, got others; classes are only ever appended: {REBUILD}"
+        )
+    return space
+
+
+def load_stamps(workspace: Path) -> Stamps:
+    """Read the stamps of the last update; empty when there are none to be read."""
+    try:
+        columns = pq.read_table(_folder(workspace) / STAMPS).to_pydict()
+        stamps = zip(columns["size"], columns["time"], strict=True)
+        found = zip(columns["key"], stamps, columns["digest"], strict=True)
+        return {key: (stamp, digest) for key, stamp, digest in found}
+    except (OSError, pa.ArrowException, KeyError):
+        return {}
+
+
+def save(
+    workspace: Path,
+    manifest: Manifest,
+    space: LabelSpace,
+    stamps: Stamps,
+    problems: Mapping[str, str],
+) -> None:
+    """Write what an update changed, manifest.json last.
+
+    Args:
+        workspace: The project's.
+        manifest: Parts already on disk under the same chain are not written again.
+        space: The label space.
+        stamps: For the next update.
+        problems: Key -> reason of unreadable samples.
+    """
+    folder = _folder(workspace)
+    done = _load_index(folder)["appends"] if has_manifest(workspace) else []
+    appends: list[dict[str, Any]] = [
+        {"part": f"part-{position:05d}.parquet", "rows": end, "chain": chain}
+        for position, (chain, end) in enumerate(
+            zip(manifest.chains, manifest.append_ends, strict=True)
+        )
+    ]
+    begin = done[-1]["rows"] if done else 0
+    for append in appends[len(done) :]:
+        part = slice(begin, append["rows"])
+        table = pa.table(
+            {
+                "key": pa.array(manifest.keys[part].tolist(), pa.large_string()),
+                "label": pa.array(manifest.labels[part], pa.int32()),
+                "split": pa.array(manifest.splits[part], pa.uint8()),
+                "digest": pa.array(
+                    [digest.tobytes() for digest in manifest.digests[part]],
+                    pa.binary(DIGEST_BYTES),
+                ),
+            }
+        )
+        write_durably(folder / append["part"], _parquet(table))
+        begin = append["rows"]
+    write_durably(workspace / "data" / LABEL_SPACE, _json(space.to_dict()))
+    write_durably(workspace / "data" / QUARANTINE, _quarantine_csv(problems))
+    write_durably(folder / STAMPS, _parquet(_stamp_table(stamps)))
+    index = {
+        "version": MANIFEST_VERSION,
+        "appends": appends,
+        "retired": np.flatnonzero(manifest.retired).tolist(),
+        "num_classes": len(space),
+        "classes_digest": _classes_digest(space.classes),
+    }
+    write_durably(folder / INDEX, _json(index | {"digest": canonical_digest(index)}))
+
+
+@contextlib.contextmanager
+def exclusive(workspace: Path) -> Iterator[None]:
+    """Keep other processes from updating the same manifest.
+
+    Raises:
+        ManifestError: If another process is at it.
+    """
+    folder = _folder(workspace)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ManifestError(
+                f"{folder}: another process is updating this manifest; wait until it is done"
+            ) from None
+        yield
+
+
+def _folder(workspace: Path) -> Path:
+    return workspace / "data" / "manifest"
+
+
+def _load_index(folder: Path) -> dict[str, Any]:
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        version = index["version"]
+    except FileNotFoundError:
+        raise ManifestError(
+            f"{path}: no manifest yet; `concentrate run CONFIG` builds it"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ManifestError(f"{path} cannot be read: {error}; {REBUILD}") from error
+    if version != MANIFEST_VERSION:
+        raise ManifestError(
+            f"{path}: version must be {MANIFEST_VERSION}, got {version!r}; use the release that "
+            "wrote it, or a newer one"
+        )
+    digest = index.pop("digest", None)
+    if digest != canonical_digest(index):
+        raise ManifestError(f"{path}: the file was altered (its digest disagrees); {REBUILD}")
+    return dict(index)
+
+
+def _load_part(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, columns=["key", "label", "split", "digest"])
+    except (OSError, pa.ArrowException) as error:
+        raise ManifestError(f"{path} cannot be read: {error}; {REBUILD}") from error
+
+
+def _classes_digest(classes: tuple[str, ...]) -> str:
+    return canonical_digest(list(classes))
+
+
+def _stamp_table(stamps: Stamps) -> pa.Table:
+    return pa.table(
+        {
+            "key": pa.array(list(stamps), pa.large_string()),
+            "size": pa.array([stamp[0] for stamp, _ in stamps.values()], pa.int64()),
+            "time": pa.array([stamp[1] for stamp, _ in stamps.values()], pa.int64()),
+            "digest": pa.array([digest for _, digest in stamps.values()], pa.binary(DIGEST_BYTES)),
+        }
+    )
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    return bytes(buffer.getvalue())
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def _quarantine_csv(problems: Mapping[str, str]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "reason"])
+    writer.writerows(sorted(problems.items()))
+    return text.getvalue().encode(errors="backslashreplace")

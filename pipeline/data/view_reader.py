@@ -1,0 +1,121 @@
+"""`ViewReader`: (row, view) numbers in, a batch for one network out.
+
+In: reading each distinct image once, rendering, mixing, normalising. Left out: labels, epoch
+order and loader workers (each worker holds its own pickled reader).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from pipeline.config import InputConfig
+from pipeline.data.views import augment, crop, mix
+from storage_schemas.mixing import MixPools
+from storage_schemas.view_recipe import ViewRecipe
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from pipeline.data.source import Source
+
+Rows = npt.NDArray[np.int64]
+
+_DECODED_AT_ONCE: Final = 16  # Whole decoded images in memory; photographs are tens of MB each.
+
+
+@dataclass(frozen=True, eq=False)
+class ViewReader:
+    """Reads views as one network wants them; teacher and student differ in `input` only.
+
+    Attributes:
+        source: Where images come from; `load(key)` gives mode L or RGB.
+        manifest_keys: (N,) key of each manifest row.
+        recipe: Which views there are.
+        input: Size, channels and normalisation of the network.
+        pools: Possible partners; needed when the recipe mixes.
+
+    Raises:
+        ValueError: If the recipe mixes and there are no pools, or they are not one per row.
+    """
+
+    source: Source
+    manifest_keys: Sequence[str] | npt.NDArray[np.object_]
+    recipe: ViewRecipe
+    input: InputConfig
+    pools: MixPools | None = None
+
+    def __post_init__(self) -> None:
+        if self.recipe.mix is None:
+            return
+        if self.pools is None:
+            raise ValueError(f"pools must be given: the recipe mixes ({self.recipe.mix.kind})")
+        if len(self.pools.pool_of) != len(self.manifest_keys):
+            raise ValueError(
+                f"pools must cover the manifest's {len(self.manifest_keys)} rows, "
+                f"got {len(self.pools.pool_of)}"
+            )
+
+    def read(self, rows: Rows, views: Rows) -> Tensor:
+        """Read B views; each distinct image is decoded once.
+
+        Args:
+            rows: (B,) int64 manifest rows; a row may come several times with different views.
+            views: (B,) int64 view numbers.
+
+        Returns:
+            (B, channels, size, size) float32, normalised.
+
+        Raises:
+            UnreadableImageError: If an image does not decode; names its path.
+        """
+        partners, _ = self.mix_weights(rows, views)
+        mixed = np.flatnonzero(partners != rows)
+        pixels = self._render(
+            np.concatenate([rows, partners[mixed]]), np.concatenate([views, views[mixed]])
+        )
+        pixels, second = pixels[: len(rows)], pixels[len(rows) :]
+        if mixed.size:
+            index = torch.from_numpy(mixed)
+            parameters = self.recipe.parameters(rows[mixed], views[mixed])
+            pixels[index] = mix(pixels[index], second, parameters)
+        shape = (1, self.input.channels, 1, 1)
+        mean = torch.tensor(self.input.mean, dtype=torch.float32).view(shape)
+        std = torch.tensor(self.input.std, dtype=torch.float32).view(shape)
+        return pixels.sub_(mean).div_(std)
+
+    def mix_weights(self, rows: Rows, views: Rows) -> tuple[Rows, npt.NDArray[np.float32]]:
+        """Return what is mixed into each view, for the hard labels of the student.
+
+        Returns:
+            Partner rows, (B,) int64, the row itself where nothing is mixed in; and the weight of
+            the first image, (B,) float32, 1 where nothing is mixed in.
+        """
+        if self.recipe.mix is None or self.pools is None:
+            return rows, np.ones(len(rows), np.float32)
+        partners = self.recipe.partner_rows(rows, views, self.pools)
+        weights = self.recipe.parameters(rows, views).mix_weight.astype(np.float32)
+        return partners, np.where(partners == rows, np.float32(1), weights)
+
+    def _render(self, rows: Rows, views: Rows) -> Tensor:
+        parameters = self.recipe.parameters(rows, views)
+        order = np.argsort(rows, kind="stable")
+        distinct, starts = np.unique(rows[order], return_index=True)
+        ends = np.append(starts[1:], len(rows))
+        crops: dict[int, Image.Image] = {}
+        for first in range(0, len(distinct), _DECODED_AT_ONCE):
+            part = slice(first, first + _DECODED_AT_ONCE)
+            images = {row: self.source.load(self.manifest_keys[row]) for row in distinct[part]}
+            positions = order[starts[part][0] : ends[part][-1]]
+            views_of_part = [images[row] for row in rows[positions]]
+            cut = crop(views_of_part, parameters.take(positions), size=self.input.size)
+            crops.update(zip(positions.tolist(), cut, strict=True))
+        return augment(
+            [crops[i] for i in range(len(rows))], parameters, channels=self.input.channels
+        )

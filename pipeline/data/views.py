@@ -1,0 +1,175 @@
+"""Views as pixels: what a `ViewParameters` does to decoded images.
+
+In: crop and resize (Pillow), then the affine map, colour, blur, noise and the mix of two views
+(torch, batched). Left out: the draw of the parameters (storage_schemas.view_recipe), decoding,
+normalisation (view_reader.py).
+
+A view has the same bits whatever else is in the batch and however many threads run; see
+photometry.py for how. An image is touched only by operations whose parameters differ from neutral.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.data import photometry
+from storage_schemas.errors import DataError
+from storage_schemas.view_parameters import ViewParameters
+
+_CHANNELS: Final = {"L": 1, "RGB": 3}
+_CHUNK: Final = 2**20
+
+
+def render(
+    images: Sequence[Image.Image], parameters: ViewParameters, *, size: int, channels: int
+) -> Tensor:
+    """Render one view of each image; mixing is not part of it.
+
+    Args:
+        images: B images in mode L or RGB, of any sizes.
+        parameters: Of B views.
+        size: S, side of the rendered square in pixels.
+        channels: 1 or 3. Colour is reduced to luma last, after all operations on colour.
+
+    Returns:
+        (B, channels, S, S) float32 in [0, 1].
+
+    Raises:
+        DataError: If an image is neither L nor RGB.
+        ValueError: If the counts of images and parameters differ.
+    """
+    return augment(crop(images, parameters, size=size), parameters, channels=channels)
+
+
+def crop(
+    images: Sequence[Image.Image], parameters: ViewParameters, *, size: int
+) -> list[Image.Image]:
+    """Cut each view's box out of its image and resize it, antialiased, to (size, size).
+
+    The first half of `render`; a caller that reads many large images can drop each one after it.
+    """
+    if len(images) != len(parameters):
+        raise ValueError(
+            f"images and parameters must be as many, got {len(images)} and {len(parameters)}"
+        )
+    foreign = sorted({image.mode for image in images} - set(_CHANNELS))
+    if foreign:
+        raise DataError(
+            f"images must be in mode L or RGB, got {foreign}; `Source.load` must convert them"
+        )
+    boxes = parameters.crop_boxes([i.width for i in images], [i.height for i in images])
+    return [
+        image.resize((size, size), Image.Resampling.BILINEAR, box=tuple(box))
+        for image, box in zip(images, boxes.tolist(), strict=True)
+    ]
+
+
+def augment(crops: Sequence[Image.Image], parameters: ViewParameters, *, channels: int) -> Tensor:
+    """Turn B crops of one size into tensors and apply all else; the second half of `render`."""
+    size = crops[0].width
+    rendered = torch.empty(len(crops), channels, size, size)
+    chunk = max(1, _CHUNK // (size * size))
+    for mode, depth in _CHANNELS.items():
+        same = np.array([i for i, image in enumerate(crops) if image.mode == mode], np.int64)
+        for start in range(0, len(same), chunk):
+            part = same[start : start + chunk]
+            pixels = _to_tensor([crops[i] for i in part.tolist()], size, depth)
+            pixels = _operate(pixels, parameters.take(part))
+            rendered[torch.from_numpy(part)] = (
+                photometry.luma(pixels) if channels == 1 else pixels.expand(-1, channels, -1, -1)
+            )
+    return rendered
+
+
+def mix(first: Tensor, second: Tensor, parameters: ViewParameters) -> Tensor:
+    """Mix two renders of the same views: mixup by weight, cutmix by area.
+
+    A pixel that the cutmix box covers in part takes that share of the second image, so that the
+    weight is exact at every size.
+
+    Args:
+        first: (B, channels, S, S) float32.
+        second: The partners, in the same shape.
+        parameters: Of the first images; all `mixed`.
+    """
+    size = first.shape[-1]
+    box = parameters.mix_box
+    share = (1 - parameters.mix_weight)[:, None, None]
+    if np.any(box):
+        columns = _coverage(box[:, 0], box[:, 2], size)
+        share = _coverage(box[:, 1], box[:, 3], size)[:, :, None] * columns[:, None, :]
+    second_share = torch.from_numpy(share.astype(np.float32))[:, None]
+    return first * (1 - second_share) + second * second_share
+
+
+def _coverage(
+    low: npt.NDArray[np.float64], high: npt.NDArray[np.float64], size: int
+) -> npt.NDArray[np.float64]:
+    """Share of each pixel's extent that lies between low and high, (B, S)."""
+    edges = np.arange(size + 1) / size
+    inside = np.minimum(high[:, None], edges[1:]) - np.maximum(low[:, None], edges[:-1])
+    return np.asarray(np.clip(inside * size, 0.0, 1.0), np.float64)
+
+
+def _to_tensor(images: Sequence[Image.Image], size: int, depth: int) -> Tensor:
+    pixels = np.frombuffer(b"".join(image.tobytes() for image in images), np.uint8)
+    shaped = pixels.reshape(len(images), size, size, depth).transpose(0, 3, 1, 2)
+    return torch.from_numpy(shaped.astype(np.float32, order="C")).div_(255.0)
+
+
+def _operate(pixels: Tensor, parameters: ViewParameters) -> Tensor:
+    p = parameters
+    moved = (p.angle != 0) | (p.translate_x != 0) | (p.translate_y != 0)
+    moved |= (p.zoom != 1) | (p.shear != 0)
+    pixels = _where(p.flip & ~moved, _mirror, pixels, p)
+    pixels = _where(moved, _warp, pixels, p)
+    toned = (p.brightness != 1) | (p.contrast != 1)
+    pixels = _where(toned, photometry.adjust_tone, pixels, p)
+    tinted = (p.saturation != 1) | (p.hue != 0)
+    pixels = _where(tinted, photometry.adjust_chroma, pixels, p)
+    pixels = _where(p.blur_sigma > 0, photometry.blur, pixels, p)
+    return _where(p.noise_std > 0, photometry.add_noise, pixels, p)
+
+
+def _where(
+    chosen: npt.NDArray[np.bool_],
+    operation: Callable[[Tensor, ViewParameters], Tensor],
+    pixels: Tensor,
+    parameters: ViewParameters,
+) -> Tensor:
+    """Apply an operation to the chosen images only."""
+    if chosen.all():
+        return operation(pixels, parameters)
+    if chosen.any():
+        positions = np.flatnonzero(chosen)
+        index = torch.from_numpy(positions)
+        pixels[index] = operation(pixels[index], parameters.take(positions))
+    return pixels
+
+
+def _mirror(pixels: Tensor, _: ViewParameters) -> Tensor:
+    return pixels.flip(-1)
+
+
+def _warp(pixels: Tensor, parameters: ViewParameters) -> Tensor:
+    """Flip and affine map as one bilinear look-up; outside the square, its edge is repeated."""
+    size = pixels.shape[-1]
+    matrix = torch.from_numpy(parameters.sampling_matrices().astype(np.float32))[..., None, None]
+    # Pixel centres. Not `affine_grid`: it is a matrix product, whose bits may vary with B.
+    centres = (torch.arange(size, dtype=torch.float32) * 2 + 1) / size - 1
+    x, y = centres[None, None, :], centres[None, :, None]
+    grid = torch.empty(len(pixels), size, size, 2)
+    for axis in range(2):
+        row = matrix[:, axis]
+        grid[..., axis] = row[:, 0] * x + row[:, 1] * y + row[:, 2]
+    return functional.grid_sample(
+        pixels, grid, mode="bilinear", padding_mode="border", align_corners=False
+    )

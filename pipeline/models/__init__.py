@@ -1,0 +1,1 @@
+"""Networks: backbones, heads, the student, and how weights get into them."""

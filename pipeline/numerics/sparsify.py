@@ -1,0 +1,86 @@
+"""From a teacher's dense logits to the sparse values that are stored.
+
+In: the top-k logits with their class ids, and the exact mass outside them. Left out:
+quantisation (storage_schemas.soft_labels) and the check that logits are finite
+(pipeline.teachers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseLogits:
+    """The top-k of B logit vectors.
+
+    Attributes:
+        ids: (B, K) int64 teacher-local class ids, largest logit first, equal logits by lower id.
+        logits: (B, K) float32, not increasing.
+        log_tail_ratio: (B, number of temperatures) float32: log p_1 - log(mass outside the
+            top-k) of softmax(logits / T); +inf where there is no such mass.
+    """
+
+    ids: Tensor
+    logits: Tensor
+    log_tail_ratio: Tensor
+
+
+def _top_ids(logits: Tensor, k: int) -> Tensor:
+    """Return (B, k) ids by falling logit, equal logits by rising id.
+
+    `torch.topk` leaves the order and the choice among equal logits open. The order is settled by
+    two small sorts; rows with equal logits on both sides of the cut are sorted in full.
+    """
+    values, ids = logits.topk(k, dim=1)
+    ids = ids.sort(dim=1).values
+    order = logits.gather(1, ids).sort(dim=1, descending=True, stable=True).indices
+    ids = ids.gather(1, order)
+    cut_is_tied = (logits >= values[:, -1:]).sum(dim=1) > k
+    if bool(cut_is_tied.any()):
+        tied = logits[cut_is_tied].sort(dim=1, descending=True, stable=True).indices
+        ids[cut_is_tied] = tied[:, :k]
+    return ids
+
+
+def sparsify(
+    logits: Tensor,
+    k: int,
+    temperatures: Sequence[float],
+    activation: Literal["softmax", "sigmoid"] = "softmax",
+) -> SparseLogits:
+    """Keep the k largest logits of each row, and the mass of the others.
+
+    The tail is a logsumexp over the other classes, not 1 minus the kept mass, which in float32
+    would be rounding noise below 1e-7.
+
+    Args:
+        logits: (B, C_t) finite.
+        k: Kept classes; C_t where there are fewer.
+        temperatures: At which the tail is needed.
+        activation: Under `sigmoid` what is not kept counts as 0, so the ratio is +inf.
+
+    Raises:
+        ValueError: If the arguments are out of range.
+    """
+    if logits.ndim != 2 or logits.shape[1] == 0:
+        raise ValueError(f"logits must be (B, C_t), got shape {tuple(logits.shape)}")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    if any(temperature <= 0 for temperature in temperatures):
+        raise ValueError(f"temperatures must be positive, got {list(temperatures)}")
+    logits = logits.float()
+    batch, classes = logits.shape
+    ids = _top_ids(logits, min(k, classes))
+    top = logits.gather(1, ids)
+    ratios = logits.new_full((batch, len(temperatures)), torch.inf)
+    if k < classes and activation == "softmax":
+        distance = (logits - top[:, :1]).scatter(1, ids, -torch.inf)
+        for column, temperature in enumerate(temperatures):
+            ratios[:, column] = -(distance / temperature).logsumexp(dim=1)
+    return SparseLogits(ids=ids, logits=top, log_tail_ratio=ratios)

@@ -1,0 +1,105 @@
+"""What an objective is: the terms of one loss, what it needs, and what it may own.
+
+In: `StudentOutput`, `TargetBatch`, `LabelContext`, the abstract `Objective`. Left out: any
+method (one file per paper) and where targets come from (signals.py).
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.numerics.soft_label_batch import SoftLabelBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentOutput:
+    """What a student returns.
+
+    Attributes:
+        logits: (B, C) over the whole label space.
+        features: (B, D) pooled features before the head.
+        blocks: Tapped block outputs by module name; empty unless a tap was asked for.
+    """
+
+    logits: Tensor
+    features: Tensor
+    blocks: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetBatch:
+    """What B samples should become; a field is None where the source does not provide it.
+
+    Attributes:
+        labels: (B,) int64 hard labels as global ids.
+        partner_labels: (B,) int64 hard labels of the images mixed in, under mixup or cutmix.
+        mix_weight: (B,) float32 weight of the first image; 1 where nothing was mixed.
+        soft: The teachers' soft labels.
+        features: Stored block features by "<teacher>/<block>".
+    """
+
+    labels: Tensor | None = None
+    partner_labels: Tensor | None = None
+    mix_weight: Tensor | None = None
+    soft: SoftLabelBatch | None = None
+    features: Mapping[str, Tensor] | None = None
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TargetBatch:
+        """Return the targets on another device."""
+
+        def move(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device, non_blocking=non_blocking)
+
+        return replace(
+            self,
+            labels=move(self.labels),
+            partner_labels=move(self.partner_labels),
+            mix_weight=move(self.mix_weight),
+            soft=None if self.soft is None else self.soft.to(device, non_blocking=non_blocking),
+            features=None
+            if self.features is None
+            else {k: v.to(device, non_blocking=non_blocking) for k, v in self.features.items()},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelContext:
+    """The label space as an objective sees it.
+
+    Attributes:
+        num_classes: C.
+        vertical_of: (C,) int64 vertical id of each class.
+        supports: Per teacher, its (C_t,) ascending global ids.
+    """
+
+    num_classes: int
+    vertical_of: Tensor
+    supports: tuple[Tensor, ...]
+
+
+class Objective(nn.Module, abc.ABC):
+    """A method: from what the student says and what the stores hold to named loss terms.
+
+    Attributes:
+        needs: Names of the `TargetBatch` fields that must be present: `labels`, `soft`,
+            `features`. Checked against the signal source before any weight is touched.
+    """
+
+    needs: frozenset[str]
+
+    @abc.abstractmethod
+    def forward(self, output: StudentOutput, targets: TargetBatch) -> dict[str, Tensor]:
+        """Return scalar loss terms.
+
+        Keys that end in `_loss` are summed into the total; every other key is a metric.
+        """
+
+
+def total_loss(terms: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum of all terms whose name ends in `_loss`."""
+    return torch.stack([value for name, value in terms.items() if name.endswith("_loss")]).sum()

@@ -1,0 +1,105 @@
+"""Knowledge Concentration: 100K object classifiers in a single CNN.
+
+Gao, Guo, Li, Nevatia, "Knowledge Concentration: Learning 100K Object Classifiers in a Single
+CNN", 2017, arXiv 1711.07607.
+
+In, `sigmoid` form: the paper's student loss L_s, binary cross-entropy over all N classes against
+the top-k probabilities of the one teacher of the image's vertical, 0 elsewhere, summed over
+classes and averaged over images.
+
+In, `softmax` form (ours, for single-label teachers): by the chain rule, KL over all classes is
+the cross-entropy of choosing the vertical plus KL inside it. The two parts get their own weight,
+and the temperature acts only on the part that the teacher knows about:
+
+    vertical_weight * (logsumexp over all - logsumexp over the support)
+    + T^2 KL(teacher || student restricted to the support)
+
+With vertical_weight 1 and T = 1 this equals plain distillation over all classes. It is meant for
+`own` routing, where a row's only teacher is that of its vertical.
+
+Left out: the structurally connected head and self-paced scales, which are parts of the student
+(pipeline.models.heads), and the hierarchy of labels inside a vertical.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.config import KnowledgeConcentration
+from pipeline.numerics import sparse_bce, sparse_kl, support_log_mass
+from pipeline.objectives.base import LabelContext, Objective, StudentOutput, TargetBatch
+from pipeline.objectives.hard_labels import hard_label_loss
+from pipeline.objectives.targets import (
+    Supports,
+    labelled_mean,
+    required_labels,
+    required_soft_labels,
+)
+
+
+class KnowledgeConcentrationObjective(Objective):
+    """`kd_loss`; `vertical_loss` in softmax form; `task_loss` when `hard_weight` is set."""
+
+    def __init__(self, config: KnowledgeConcentration, context: LabelContext) -> None:
+        super().__init__()
+        self.needs = frozenset({"soft", "labels"} if config.hard_weight else {"soft"})
+        self._config = config
+        self._supports = Supports(context)
+
+    def forward(self, output: StudentOutput, targets: TargetBatch) -> dict[str, Tensor]:
+        """Return the loss terms and, in softmax form, the metric `vertical_probability`.
+
+        Raises:
+            TrainingError: If a target is missing.
+        """
+        config = self._config
+        if config.form == "sigmoid":
+            return self._sigmoid(output.logits, targets)
+        soft = required_soft_labels(targets, config.name)
+        supports = self._supports.table(output.logits)
+        log_mass = support_log_mass(output.logits, soft.teacher, supports)
+        divergence = sparse_kl(
+            output.logits,
+            soft,
+            supports,
+            temperature=config.temperature,
+            tail=config.tail,
+            over="support",
+        )
+        terms = {
+            "vertical_loss": -config.vertical_weight * labelled_mean(log_mass, soft),
+            "kd_loss": config.temperature**2 * labelled_mean(divergence, soft),
+            "vertical_probability": labelled_mean(log_mass.detach().exp(), soft),
+        }
+        if config.hard_weight:
+            task = hard_label_loss(output.logits, targets, config.name)
+            terms["task_loss"] = config.hard_weight * task
+        return terms
+
+    def _sigmoid(self, logits: Tensor, targets: TargetBatch) -> dict[str, Tensor]:
+        config = self._config
+        soft = required_soft_labels(targets, config.name)
+        terms = {"kd_loss": labelled_mean(sparse_bce(logits, soft), soft)}
+        if config.hard_weight:
+            terms["task_loss"] = config.hard_weight * _hard_sigmoid_loss(
+                logits, targets, config.name
+            )
+        return terms
+
+
+def _hard_sigmoid_loss(logits: Tensor, targets: TargetBatch, objective: str) -> Tensor:
+    """Return the binary cross-entropy with the hard label, or with both labels of a mixed image."""
+    labels = required_labels(targets, objective)
+    logits = logits.float() if logits.itemsize < 4 else logits
+
+    def own_logit(classes: Tensor) -> Tensor:
+        return logits.gather(1, classes.clamp(min=0).unsqueeze(1)).squeeze(1) * (classes >= 0)
+
+    agreed = own_logit(labels)
+    if targets.partner_labels is not None and targets.mix_weight is not None:
+        mix = targets.mix_weight.to(logits.dtype)
+        agreed = mix * agreed + (1 - mix) * own_logit(targets.partner_labels)
+    labelled = labels >= 0
+    loss = (functional.softplus(logits).sum(dim=1) - agreed) * labelled
+    return loss.sum() / labelled.sum().clamp(min=1)

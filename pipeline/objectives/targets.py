@@ -1,0 +1,56 @@
+"""Targets that must be there: each function returns one, or says how to get it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pipeline.numerics import SoftLabelBatch, SupportTable
+from pipeline.objectives.base import LabelContext, TargetBatch
+from storage_schemas.errors import TrainingError
+
+
+def required_labels(targets: TargetBatch, objective: str) -> Tensor:
+    """Return the (B,) hard labels.
+
+    Raises:
+        TrainingError: If the source provides none.
+    """
+    if targets.labels is None:
+        raise TrainingError(
+            f"objective {objective!r} needs hard labels, got none: the manifest has no labelled "
+            "images. Sort the images into class folders, or set hard_weight to 0"
+        )
+    return targets.labels
+
+
+def required_soft_labels(targets: TargetBatch, objective: str) -> SoftLabelBatch:
+    """Return the soft labels.
+
+    Raises:
+        TrainingError: If the source provides none.
+    """
+    if targets.soft is None:
+        raise TrainingError(
+            f"objective {objective!r} needs soft labels, got none: run `concentrate label`, or "
+            "choose objective hard_labels"
+        )
+    return targets.soft
+
+
+class Supports:
+    """The supports of the teachers, kept on the device of the logits."""
+
+    def __init__(self, context: LabelContext) -> None:
+        self._table = SupportTable.from_supports(context.supports, context.num_classes)
+
+    def table(self, logits: Tensor) -> SupportTable:
+        """Return the table on the device of the logits."""
+        if self._table.ids.device != logits.device:
+            self._table = self._table.to(logits.device)
+        return self._table
+
+
+def labelled_mean(values: Tensor, soft: SoftLabelBatch) -> Tensor:
+    """Return the mean of (B,) values over the rows that have a teacher."""
+    labelled = (soft.teacher >= 0).any(dim=0)
+    return (values * labelled).sum() / labelled.sum().clamp(min=1)

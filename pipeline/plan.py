@@ -1,0 +1,235 @@
+"""The plan: what would run, why, and how many bytes it takes. Imports no torch.
+
+In: the state of every stage, read from manifest, weights, commit records and run records alone
+(DESIGN invariant 3). Left out: running anything (flows). The plan updates the manifest, since
+nothing can be said of images that have not been looked at; it writes nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline.config import Project
+from pipeline.data import ManifestUpdate, update_manifest
+from pipeline.store.published import SPLIT_NAMES, open_published, published_path
+from pipeline.teachers.spec import TeacherSpec, resolve_teachers
+from pipeline.teachers.stores import (
+    free_bytes,
+    label_bytes,
+    missing_work,
+    store_path,
+    store_schema,
+)
+from pipeline.training.runs import (
+    evaluation_fingerprint,
+    evaluation_path,
+    stale_reason,
+    student_runs,
+    training_rows,
+)
+from pipeline.workspace import Workspace, read_record
+from storage_schemas.errors import ConcentrateError
+from storage_schemas.label_space import LabelSpace
+from storage_schemas.manifest import TEST, TRAIN, Manifest
+
+
+# Raised when the page of the report changes; `report` then writes it again.
+REPORT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedWork:
+    """One piece of work that is missing or stale.
+
+    Attributes:
+        stage: The verb of the command line that does it.
+        target: A teacher or a student.
+        reason: Why it is to be done.
+        rows: Images it goes over.
+        labels: Labels it writes.
+        shards: Shards it writes.
+        bytes: Upper bound of what it adds to the disk, before compression.
+    """
+
+    stage: str
+    target: str
+    reason: str
+    rows: int = 0
+    labels: int = 0
+    shards: int = 0
+    bytes: int = 0
+
+
+_AFTER_STUDENT = (
+    PlannedWork(stage="evaluate", target="test rows", reason="after the student above"),
+    PlannedWork(stage="report", target="report", reason="after the evaluation"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All work that `concentrate run` would do.
+
+    Attributes:
+        work: In order.
+        images: Rows in use, by split name.
+        quarantined: Files that do not decode.
+        free_bytes: Of the workspace's disk.
+    """
+
+    work: tuple[PlannedWork, ...]
+    images: dict[str, int] = field(default_factory=dict)
+    quarantined: int = 0
+    free_bytes: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Upper bound of what all work adds to the disk, before compression."""
+        return sum(item.bytes for item in self.work)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON form."""
+        return {**asdict(self), "bytes": self.bytes}
+
+
+def plan_specialist(spec: TeacherSpec, manifest: Manifest) -> PlannedWork | None:
+    """Return the training that a specialist still needs."""
+    if spec.folder is None or spec.is_ready:
+        return None
+    started = (spec.folder / "checkpoints").exists()
+    return PlannedWork(
+        stage="specialists",
+        target=spec.name,
+        reason="training was interrupted" if started else "weights are null, none trained yet",
+        rows=len(manifest.rows(TRAIN, support=spec.label_map.support)),
+    )
+
+
+def plan_labels(
+    project: Project, spec: TeacherSpec, space: LabelSpace, manifest: Manifest
+) -> list[PlannedWork]:
+    """Return the labelling that a teacher still needs, one entry per split."""
+    found = []
+    for split in (TRAIN, TEST):
+        if not spec.is_ready:
+            found.append(
+                PlannedWork(
+                    stage="label",
+                    target=f"{spec.name}/{SPLIT_NAMES[split]}",
+                    reason="after the specialist is trained",
+                )
+            )
+            continue
+        schema = store_schema(project, spec, space, manifest, split)
+        work = missing_work(project, schema, spec, manifest)
+        published = published_path(Workspace(project.workspace), spec.name, split)
+        current = store_path(project, schema)
+        if not work and published == current:
+            continue
+        labels = sum(item.labels for item in work)
+        found.append(
+            PlannedWork(
+                stage="label",
+                target=f"{spec.name}/{SPLIT_NAMES[split]}",
+                reason=_label_reason(project, schema, published, bool(work)),
+                rows=sum(item.rows for item in work),
+                labels=labels,
+                shards=sum(len(item.views) for item in work),
+                bytes=label_bytes(schema, labels),
+            )
+        )
+    return found
+
+
+def _label_reason(project: Project, schema: Any, published: Any, work: bool) -> str:
+    path = store_path(project, schema)
+    if not work:
+        return "complete, to be published"
+    if path.exists():
+        return "shards are missing: new images, or an interrupted run"
+    if published is None:
+        return "not labelled yet"
+    from pipeline.store.opening import read_schema
+
+    try:
+        parts = read_schema(published)[0].fingerprint_parts
+    except ConcentrateError as error:
+        return f"the published store cannot be used: {error}"
+    changed = sorted(
+        name
+        for name in {*parts, *schema.fingerprint_parts}
+        if parts.get(name) != schema.fingerprint_parts.get(name)
+    )
+    return f"changed since the published store: {', '.join(changed)}"
+
+
+def make_plan(
+    project: Project, *, progress: Callable[[int, int], None] | None = None
+) -> tuple[Plan, ManifestUpdate]:
+    """Scan the images and return what is missing or stale.
+
+    Raises:
+        ConcentrateError: If the project file does not fit its data.
+    """
+    update = update_manifest(project, progress=progress)
+    manifest, space = update.manifest, update.label_space
+    specs = resolve_teachers(project, space, manifest)
+    work: list[PlannedWork] = []
+    for spec in specs:
+        item = plan_specialist(spec, manifest)
+        work += [item] if item else []
+    for spec in specs:
+        work += plan_labels(project, spec, space, manifest)
+    work += _plan_students(project, space, manifest, labels_change=bool(work))
+    plan = Plan(
+        work=tuple(work),
+        images={SPLIT_NAMES[split]: len(manifest.rows(split)) for split in (TRAIN, TEST)},
+        quarantined=update.quarantined,
+        free_bytes=free_bytes(project.workspace),
+    )
+    return plan, update
+
+
+def _plan_students(
+    project: Project, space: LabelSpace, manifest: Manifest, *, labels_change: bool
+) -> list[PlannedWork]:
+    if labels_change:
+        targets = [project.student.name, *(["control"] if project.student.control else [])]
+        work = [
+            PlannedWork(stage="train", target=target, reason="after the labels above")
+            for target in targets
+        ]
+        return [*work, *_AFTER_STUDENT]
+    published = open_published(project, space, manifest, TRAIN)
+    runs = student_runs(project, space, manifest, published)
+    work = [
+        PlannedWork(
+            stage="train",
+            target=run.folder.parent.name,
+            reason=reason,
+            rows=len(training_rows(manifest, published)),
+        )
+        for run in runs
+        if (reason := stale_reason(run)) is not None
+    ]
+    if work:
+        return [*work, *_AFTER_STUDENT]
+    tests = open_published(project, space, manifest, TEST)
+    digest = evaluation_fingerprint(runs, manifest, tests, project.report.samples)
+    evaluated = (read_record(evaluation_path(runs[0])) or {}).get("fingerprint") == digest
+    if not evaluated:
+        rows = len(manifest.rows(TEST))
+        reason = "this student, or these test images, are not evaluated yet"
+        work = [PlannedWork(stage="evaluate", target="test rows", reason=reason, rows=rows)]
+    if not evaluated or not report_is_current(Workspace(project.workspace), digest):
+        work.append(PlannedWork(stage="report", target="report", reason="the newest is of others"))
+    return work
+
+
+def report_is_current(workspace: Workspace, evaluation: str) -> bool:
+    """Tell whether the newest report shows this evaluation, in this version of the page."""
+    record = read_record(workspace.report / "report.json") or {}
+    wanted = {"evaluation": evaluation, "version": REPORT_VERSION}
+    return record == wanted and (workspace.report / "index.html").is_file()

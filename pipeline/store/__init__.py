@@ -1,0 +1,17 @@
+"""Soft-label stores on disk. The format is specified in storage_schemas/README.md."""
+
+from pipeline.store.inspect import StoreSummary, inspect_store
+from pipeline.store.layout import shard_layout
+from pipeline.store.opening import create_soft_labels, open_soft_labels
+from pipeline.store.soft_label_store import SoftLabelStore
+from pipeline.store.verify import verify_store
+
+__all__ = [
+    "SoftLabelStore",
+    "StoreSummary",
+    "create_soft_labels",
+    "inspect_store",
+    "open_soft_labels",
+    "shard_layout",
+    "verify_store",
+]

@@ -1,0 +1,144 @@
+"""Creating a store, and opening one only if it is what the reader expects.
+
+In: `create_soft_labels`, `open_soft_labels`, the group's metadata. Left out: labels (shards.py).
+"""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import zarr
+
+from pipeline.store.commit import sync
+from pipeline.store.layout import (
+    ARRAYS,
+    array_digest,
+    create_arrays,
+    read_document,
+    shape_problems,
+    write_attributes,
+)
+from pipeline.store.soft_label_store import DEFAULT_CACHE_BYTES, SoftLabelStore
+from storage_schemas.errors import CorruptLabelError, SchemaMismatchError, StoreError
+from storage_schemas.label_space import LabelSpace, canonical_digest
+from storage_schemas.soft_label_schema import SOFT_LABEL_VERSION
+from storage_schemas.soft_labels import SoftLabelSchema
+
+
+def create_soft_labels(
+    path: Path, schema: SoftLabelSchema, *, cache_bytes: int = DEFAULT_CACHE_BYTES
+) -> SoftLabelStore:
+    """Create an empty store: made beside the final place and renamed, so never seen half made.
+
+    Args:
+        path: Where it goes, e.g. labels/<teacher>/<fingerprint>.zarr.
+        schema: What it says of itself. Library versions and the time are filled in when empty.
+        cache_bytes: Memory for shards that `read` and `fetch` have decompressed.
+
+    Raises:
+        StoreError: If something is there already, or the place cannot be written.
+    """
+    path = Path(path)
+    stamped: dict[str, Any] = {}
+    if not schema.library_versions:
+        stamped["library_versions"] = {name: version(name) for name in ("zarr", "numpy")}
+    if not schema.created:
+        stamped["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    schema = schema.model_copy(update=stamped)
+    if path.exists():
+        raise StoreError(f"{path} is there already; open it, or delete it to label anew")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    except OSError as error:
+        raise StoreError(f"{path} cannot be created: {error}") from error
+    try:
+        made.chmod(0o755)
+        create_arrays(zarr.create_group(made, zarr_format=3), schema)
+        write_attributes(made, schema)
+        sync([made / name / "zarr.json" for name in ("", *ARRAYS)], made.parent)
+        made.rename(path)
+        sync([], path.parent)
+    except OSError as error:
+        raise StoreError(f"{path} cannot be created: {error}") from error
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return SoftLabelStore(path, schema, schema.label_map, cache_bytes)
+
+
+def _altered(path: Path, what: str, why: str) -> CorruptLabelError:
+    return CorruptLabelError(f"{path}: metadata of {what} {why}; delete the store and label again")
+
+
+def _document(path: Path, name: str = "") -> dict[str, Any]:
+    try:
+        return read_document(path, name)
+    except (ValueError, OSError) as error:
+        raise _altered(path, name or "the group", f"cannot be read: {error}") from error
+
+
+def read_schema(path: Path) -> tuple[SoftLabelSchema, list[str]]:
+    """Return what a store says of itself, and how its arrays differ from that.
+
+    Raises:
+        StoreError: If there is no store.
+        SchemaMismatchError: If it is of another kind or version; lists every field.
+        CorruptLabelError: If its metadata was altered.
+    """
+    if not (path / "zarr.json").is_file():
+        raise StoreError(f"no soft-label store at {path}; run `concentrate label` first")
+    attributes = _document(path).get("attributes")
+    said = attributes.get("soft_labels") if isinstance(attributes, dict) else None
+    if not isinstance(attributes, dict) or not isinstance(said, dict):
+        raise SchemaMismatchError(
+            str(path), ["attribute 'soft_labels' must be there: this is not a soft-label store"]
+        )
+    digests = attributes.get("arrays")
+    whole = attributes.get("digest") == canonical_digest({"soft_labels": said, "arrays": digests})
+    # A newer version may sign itself in another way: it is refused as newer, not as altered.
+    if said.get("version") == SOFT_LABEL_VERSION and not whole:
+        raise _altered(path, "the group", "was altered: its digest does not fit")
+    schema = SoftLabelSchema.from_attributes(said, str(path))
+    documents = {name: _document(path, name) for name in ARRAYS}
+    for name, document in documents.items():
+        if not isinstance(digests, dict) or array_digest(document) != digests.get(name):
+            raise _altered(path, f"array {name}", "was altered: its digest does not fit")
+    return schema, shape_problems(schema, documents)
+
+
+def open_soft_labels(
+    path: Path,
+    *,
+    space: LabelSpace | None = None,
+    expected: SoftLabelSchema | None = None,
+    cache_bytes: int = DEFAULT_CACHE_BYTES,
+) -> SoftLabelStore:
+    """Open a store, or say everything that keeps it from being the one that is expected.
+
+    Args:
+        path: Directory of the store.
+        space: The label space into which classes are resolved by name; without it, global ids
+            are those of the time when the store was made.
+        expected: What the store must say of itself (see `SoftLabelSchema.validate`).
+        cache_bytes: Memory for shards that `read` and `fetch` have decompressed.
+
+    Raises:
+        StoreError: If there is no store.
+        SchemaMismatchError: If it is of another kind or a newer version, or differs from
+            `expected`; lists every field.
+        CorruptLabelError: If its metadata was altered.
+        LabelSpaceError: If `space` lacks a class of the teacher; names every one.
+    """
+    path = Path(path)
+    schema, problems = read_schema(path)
+    if expected is not None:
+        problems += expected.validate(schema)
+    if problems:
+        raise SchemaMismatchError(str(path), problems)
+    label_map = schema.label_map if space is None else schema.resolve(space)
+    return SoftLabelStore(path, schema, label_map, cache_bytes)

@@ -1,0 +1,259 @@
+"""`SoftLabelStore`: one teacher's soft labels on disk.
+
+In: the public face of a store: its commit records, what is missing, writing and reading shards,
+reading rows, growing. Left out: the work itself (shards.py, row_reader.py, lazy.py), creating and
+opening (opening.py), verification (verify.py), statistics (inspect.py).
+
+torch and dask are imported where they are needed. The handle can be pickled; each process opens
+the arrays for itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.store.commit import replace_document
+from pipeline.store.layout import ARRAYS, array_shape, read_document, write_attributes
+from pipeline.store.row_reader import RowReader, Rows
+from pipeline.store.shards import Array, ShardFiles
+from storage_schemas.errors import CorruptLabelError, MissingLabelError, StoreError
+from storage_schemas.label_space import LabelMap
+from storage_schemas.soft_labels import DecodedLabels, SoftLabelSchema, decode
+
+if TYPE_CHECKING:
+    import dask.array
+
+    from pipeline.numerics.soft_label_batch import SoftLabelBatch
+
+DEFAULT_CACHE_BYTES = 256 * 2**20
+
+
+class SoftLabelStore:
+    """Handle of a store; `create_soft_labels` and `open_soft_labels` return it.
+
+    Args:
+        path: Directory of the store.
+        schema: What its attributes say.
+        label_map: Teacher-local ids to global ids.
+        cache_bytes: Memory for shards that `read` and `fetch` have decompressed.
+    """
+
+    def __init__(
+        self, path: Path, schema: SoftLabelSchema, label_map: LabelMap, cache_bytes: int
+    ) -> None:
+        self.path = path
+        self.label_map = label_map
+        self._cache_bytes = cache_bytes
+        # One more entry than classes, so that the local id -1 stays -1.
+        self._global_ids = np.append(label_map.global_ids, -1)
+        self._use(schema)
+
+    def _use(self, schema: SoftLabelSchema) -> None:
+        self.schema = schema
+        self._files = ShardFiles(self.path, schema)
+        self._rows = RowReader(self._files, self._cache_bytes)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Carry the description only; the arrays are opened where it arrives."""
+        return type(self), (self.path, self.schema, self.label_map, self._cache_bytes)
+
+    def __repr__(self) -> str:
+        return f"SoftLabelStore({str(self.path)!r}, teacher={self.schema.teacher!r})"
+
+    # --- what is done -----------------------------------------------------------------------
+
+    @property
+    def commits(self) -> npt.NDArray[np.uint32]:
+        """(views, shards, 3) uint32: labelled rows, crc32c of ids, crc32c of gaps; read anew.
+
+        A record that cannot be read counts as not done, so that its shard is written again.
+        """
+        return self._files.commits()
+
+    def commit_record(self, view: int, shard: int) -> tuple[int, int, int]:
+        """Return one commit record; zeros where the shard is not done.
+
+        Raises:
+            CorruptLabelError: If the record cannot be read.
+        """
+        return self._files.commit(view, shard)
+
+    def shard_span(self, shard: int) -> range:
+        """Return the rows of a shard, cut at the number of rows."""
+        return self._files.span(shard)
+
+    def missing_shards(
+        self, expected_rows: npt.NDArray[np.integer[Any]], *, rows: Rows | None = None
+    ) -> list[tuple[int, int]]:
+        """Return the (view, shard) pairs that are still to be written.
+
+        Args:
+            expected_rows: (shards,) how many rows of each shard the teacher labels.
+            rows: The row ids behind those counts. Counts cannot tell a row that was added from
+                one that was retired since; with `rows`, shards into which the store has grown
+                are read and compared row by row.
+        """
+        if expected_rows.shape != (self.schema.num_shards,):
+            raise ValueError(
+                f"expected_rows must be {(self.schema.num_shards,)}, got {expected_rows.shape}"
+            )
+        short = (self.commits[:, :, 0] < expected_rows) & (expected_rows > 0)
+        if rows is not None:
+            size = self.schema.shard_rows
+            for shard in sorted({at // size for at in self.schema.grown_at if at % size}):
+                wanted = rows[rows // size == shard] - shard * size
+                for view in np.flatnonzero(~short[:, shard]) if len(wanted) else ():
+                    short[view, shard] = not self._labels_all(int(view), shard, wanted)
+        return [(int(view), int(shard)) for view, shard in np.argwhere(short)]
+
+    def _labels_all(self, view: int, shard: int, wanted: Rows) -> bool:
+        try:
+            ids, _ = self._files.read(view, shard)
+        except (MissingLabelError, CorruptLabelError):
+            return False
+        return not bool((ids[wanted, 0] == self.schema.ids_fill).any())
+
+    # --- writing ----------------------------------------------------------------------------
+
+    def empty_shard(self, *shape: int) -> tuple[Array, Array]:
+        """Return ids (*shape, shard_rows, K) and gaps (*shape, shard_rows, columns) of fill."""
+        return self.schema.empty(*shape, self.schema.shard_rows)
+
+    def write_shard(self, view: int, shard: int, ids: Array, gaps: Array) -> tuple[int, int, int]:
+        """Write and commit one whole shard; only one writer may do so at a time.
+
+        The order is: old commit record removed, gaps, ids, files and directories synced, commit
+        record, synced. A process that dies in between leaves the shard not done.
+
+        Args:
+            view: View of the shard.
+            shard: Index along the rows.
+            ids: (shard_rows, K), or as many rows as the shard has; fill where not labelled.
+            gaps: (shard_rows, columns), or as many rows as the shard has.
+
+        Returns:
+            The commit record.
+
+        Raises:
+            ValueError: If the arrays are not what `encode` returns, or hold no label.
+            StoreError: If the store cannot be written.
+        """
+        record = self._files.write(view, shard, ids, gaps)
+        self._rows.forget(view, shard)
+        return record
+
+    def discard_shard(self, view: int, shard: int) -> None:
+        """Remove the commit record of a damaged shard, so that it is labelled again."""
+        self._files.discard(view, shard)
+        self._rows.forget(view, shard)
+
+    def grow(self, num_rows: int) -> None:
+        """Make room for more rows; labels that are there stay valid. One process at a time.
+
+        Raises:
+            StoreError: If the number of rows would shrink, or the store cannot be written.
+        """
+        schema = self.schema
+        if num_rows < schema.num_rows:
+            raise StoreError(
+                f"{self.path}: rows only grow: num_rows must be at least {schema.num_rows}, "
+                f"got {num_rows}"
+            )
+        if num_rows == schema.num_rows:
+            return
+        grown = SoftLabelSchema.model_validate(
+            schema.model_dump()
+            | {"num_rows": num_rows, "grown_at": (*schema.grown_at, schema.num_rows)}
+        )
+        try:
+            for name in ARRAYS:
+                document = read_document(self.path, name)
+                document["shape"] = list(array_shape(grown, name))
+                replace_document(self.path / name / "zarr.json", document)
+            write_attributes(self.path, grown)
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be grown: {error}") from error
+        self._use(grown)
+
+    # --- reading ----------------------------------------------------------------------------
+
+    def read_shard(self, view: int, shard: int) -> tuple[Array, Array]:
+        """Read one shard from disk and check it against its commit record, every time.
+
+        Returns:
+            ids (rows, K) and gaps (rows, columns), quantised; rows as in `shard_span`.
+
+        Raises:
+            MissingLabelError: If the shard has no commit record.
+            CorruptLabelError: If the bytes disagree with it; names array, view and shard.
+        """
+        return self._files.read(view, shard)
+
+    def fetch_quantised(self, rows: Rows, views: Rows) -> tuple[Array, Array]:
+        """Return ids (B, K) and gaps (B, columns) as stored, of (B,) rows and (B,) views.
+
+        Shards are read once and kept in memory up to `cache_bytes`.
+
+        Raises:
+            MissingLabelError: If one of them has not been labelled; names row and view.
+            CorruptLabelError: If stored bytes disagree with their commit record.
+            StoreError: If a row or view is not in the store.
+        """
+        return self._rows.fetch(rows, views)
+
+    def decode(self, ids: Array, gaps: Array, temperature: float = 1.0) -> DecodedLabels:
+        """Decode stored values of B rows, with global class ids.
+
+        Raises:
+            SchemaMismatchError: If the temperature was not declared.
+        """
+        local = decode(self.schema, ids, gaps, temperature)
+        return local._replace(ids=self._global_ids[local.ids])
+
+    def fetch(self, rows: Rows, views: Rows, *, temperature: float = 1.0) -> DecodedLabels:
+        """Return the soft labels of (B,) rows and (B,) views as numpy arrays, with global ids.
+
+        Raises:
+            MissingLabelError: If one of them has not been labelled.
+            CorruptLabelError: If stored bytes disagree with their commit record.
+            SchemaMismatchError: If the temperature was not declared.
+        """
+        return self.decode(*self.fetch_quantised(rows, views), temperature)
+
+    def read(self, rows: Rows, view: int, temperature: float = 1.0) -> SoftLabelBatch:
+        """Return the soft labels of (B,) rows in one view, as one teacher's batch (T = 1).
+
+        Raises:
+            MissingLabelError: If one of them has not been labelled.
+            CorruptLabelError: If stored bytes disagree with their commit record.
+            SchemaMismatchError: If the temperature was not declared.
+        """
+        import torch
+
+        from pipeline.numerics.soft_label_batch import SoftLabelBatch
+
+        rows = np.asarray(rows, np.int64)
+        found = self.fetch(rows, np.full_like(rows, view), temperature=temperature)
+        return SoftLabelBatch(
+            ids=torch.from_numpy(found.ids)[None],
+            log_probs=torch.from_numpy(found.log_probs)[None],
+            log_tail=torch.from_numpy(found.log_tail)[None],
+            teacher=torch.zeros((1, len(rows)), dtype=torch.int64),
+        )
+
+    def to_dask(self, temperature: float = 1.0) -> dict[str, dask.array.Array]:
+        """Return lazy arrays of the whole store in blocks of one shard.
+
+        Keys: ids (V, N, K) int64 global, -1 where not labelled; log_probs (V, N, K) float32;
+        log_tail (V, N) float32; entropy (V, N) float32 in nats, NaN where not labelled.
+
+        Raises:
+            SchemaMismatchError: If the temperature was not declared.
+        """
+        from pipeline.store.lazy import to_dask
+
+        return to_dask(self, temperature)

@@ -1,0 +1,83 @@
+"""Verification of a store: does every byte that counts as written still say what it said?
+
+In: `verify_store`, quick (metadata, records, files) and full (every shard read and checked). Left
+out: repair; a damaged shard is labelled again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from pipeline.store.layout import shard_file
+from pipeline.store.opening import open_soft_labels
+from pipeline.store.shards import label_problems
+from pipeline.store.soft_label_store import SoftLabelStore
+from storage_schemas.errors import ConcentrateError
+
+Depth = Literal["quick", "full"]
+
+
+def _size(file: Path) -> int | None:
+    return file.stat().st_size if file.is_file() else None
+
+
+def shard_problems(store: SoftLabelStore, view: int, shard: int, depth: Depth) -> list[str]:
+    """Return one sentence per problem of one shard; none if nothing of it was ever written."""
+    where = f"view {view}, shard {shard}"
+    sizes = {
+        name: _size(shard_file(store.path, name, view, shard))
+        for name in ("ids", "gaps", "commits")
+    }
+    problems = [f"{name}, {where}: file is empty" for name, size in sizes.items() if size == 0]
+    try:
+        labelled, _, _ = store.commit_record(view, shard)
+    except ConcentrateError as error:
+        return [*problems, str(error)]
+    if labelled == 0:
+        written = [name for name in ("ids", "gaps") if sizes[name] is not None]
+        if written:
+            problems.append(
+                f"{' and '.join(written)}, {where}: data without a commit record, from a write "
+                "that was interrupted; label again"
+            )
+        return problems
+    problems += [
+        f"{name}, {where}: committed, but the file is not there"
+        for name in ("ids", "gaps")
+        if sizes[name] is None
+    ]
+    if depth == "quick" or problems:
+        return problems
+    try:
+        ids, gaps = store.read_shard(view, shard)
+    except ConcentrateError as error:
+        return [str(error)]
+    rows, found = label_problems(store.schema, ids, gaps)
+    if int(rows.sum()) != labelled:
+        found.append(f"{labelled} labels by its record, got {int(rows.sum())}")
+    return [f"{where}: {problem}" for problem in found]
+
+
+def verify_store(store: SoftLabelStore, depth: Depth = "quick") -> list[str]:
+    """Return everything that is wrong with a store; an empty list means it is sound.
+
+    Shards of which nothing was written are not a problem here (see `missing_shards`), nor are
+    files that an interrupted write left under a temporary name.
+
+    Args:
+        store: The store; its metadata is read anew.
+        depth: quick: metadata, commit records, and that files exist and are not empty. full:
+            also every committed shard, read and compared with its record.
+    """
+    try:
+        store = open_soft_labels(store.path)
+    except ConcentrateError as error:
+        return [str(error)]
+    return [
+        problem
+        for view, shard in np.ndindex(store.schema.num_views, store.schema.num_shards)
+        for problem in shard_problems(store, view, shard, depth)
+    ]

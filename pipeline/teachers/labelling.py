@@ -1,0 +1,222 @@
+"""Running a teacher once over its rows, and writing what it says.
+
+In: the labelling of whole shards. Left out: what is missing (stores.py), which shards go into
+which task (flows), the bytes (pipeline.store).
+
+A teacher has one store for training rows (all views of the recipe) and one for test rows (the
+evaluation view only), so that evaluation needs no teacher either. Batches are cut at fixed rows
+of a shard and one view at a time, so a resumed store equals an undisturbed one bit for bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.compress.cost import cost
+from pipeline.config import Project
+from pipeline.data import open_source
+from pipeline.data.routing import mix_pools, routed_rows, split_recipe
+from pipeline.data.view_reader import ViewReader
+from pipeline.models.builders import build_classifier
+from pipeline.models.weights import load_weights
+from pipeline.numerics import sparsify
+from pipeline.store import SoftLabelStore
+from pipeline.store.published import SPLIT_NAMES
+from pipeline.teachers.spec import TeacherSpec
+from pipeline.teachers.stores import ShardWork
+from pipeline.training.fit import pick_device
+from storage_schemas.errors import TeacherOutputError
+from storage_schemas.manifest import Manifest
+from storage_schemas.soft_labels import encode
+
+LabelReport = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelCounts:
+    """What a labelling call did; small enough to be a task's result.
+
+    Attributes:
+        shards: (view, shard) pairs committed.
+        labels: Labels written.
+        seconds: Wall time, without loading the teacher.
+    """
+
+    shards: int
+    labels: int
+    seconds: float
+
+
+class _RowBatches(Dataset[Tensor]):
+    def __init__(self, reader: ViewReader, views: Sequence[int]) -> None:
+        self.reader, self.views = reader, np.array(views, np.int64)
+
+    def __getitem__(self, rows: npt.NDArray[np.int64]) -> Tensor:
+        """Return (views, B, channels, S, S) for (B,) rows, each image decoded once."""
+        m = len(self.views)
+        pixels = self.reader.read(np.repeat(rows, m), np.tile(self.views, len(rows)))
+        return pixels.unflatten(0, (len(rows), m)).transpose(0, 1)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded_teacher(
+    builder: str, builder_args: str, num_classes: int, weights: Path, digest: str, device: str
+) -> nn.Module:
+    """Load a teacher once a process; the digest is part of the key, so new weights are seen."""
+    network = build_classifier(builder, num_classes, json.loads(builder_args))
+    load_weights(network, weights)
+    return network.eval().requires_grad_(False).to(device)
+
+
+def load_teacher(spec: TeacherSpec, device: torch.device) -> nn.Module:
+    """Return the teacher in eval mode on a device.
+
+    Raises:
+        TeacherError: If it cannot be built or its weights do not fit.
+        ConfigError: If its weights are not there.
+    """
+    return _loaded_teacher(
+        spec.config.builder,
+        json.dumps(spec.config.builder_args, sort_keys=True),
+        len(spec.label_map),
+        spec.weights,
+        spec.weights_digest(),
+        str(device),
+    )
+
+
+def checked_logits(
+    output: object, spec: TeacherSpec, rows: npt.NDArray[np.int64], view: int
+) -> Tensor:
+    """Return a teacher's (B, C_t) float32 logits.
+
+    Raises:
+        TeacherOutputError: If they are not a finite (B, C_t) tensor; names teacher, row and view.
+    """
+    expected = (len(rows), len(spec.label_map))
+    if not isinstance(output, Tensor) or tuple(output.shape) != expected:
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise TeacherOutputError(
+            f"teacher {spec.name!r} must return logits of shape {expected} (one per class of its "
+            f"class list), got {got}; check its class list and builder_args"
+        )
+    logits = output.float()
+    finite = torch.isfinite(logits).all(dim=1)
+    if not bool(finite.all()):
+        bad = int(torch.nonzero(~finite)[0, 0])
+        value = logits[bad][~torch.isfinite(logits[bad])][0].item()
+        raise TeacherOutputError(
+            f"teacher {spec.name!r} returned {value} for row {int(rows[bad])}, view {view}; "
+            "nothing of this shard was written. Check its weights and normalisation"
+        )
+    return logits
+
+
+def label_shards(
+    project: Project,
+    spec: TeacherSpec,
+    manifest: Manifest,
+    store: SoftLabelStore,
+    work: Sequence[ShardWork],
+    *,
+    report: LabelReport | None = None,
+) -> LabelCounts:
+    """Run the teacher over whole shards and commit each.
+
+    Args:
+        project: Its project.
+        spec: The teacher, with weights.
+        manifest: The manifest that the store was made for, or a grown one.
+        store: The teacher's store for the split its schema names.
+        work: What is missing.
+        report: Called with the number of labels after each batch.
+
+    Raises:
+        TeacherOutputError: On NaN, Inf or a wrong shape; that shard is not written.
+        StoreError: If the store cannot be written.
+    """
+    device = pick_device(project.runtime.device)
+    teacher = load_teacher(spec, device)
+    split = SPLIT_NAMES.index(str(store.schema.split))
+    recipe = split_recipe(project, split)
+    reader = ViewReader(
+        open_source(project.data, project.workspace),
+        manifest.keys,
+        recipe,
+        spec.config.input,
+        mix_pools(manifest, split, spec.route[:, None]) if recipe.mix is not None else None,
+    )
+    rows_of_teacher = routed_rows(manifest, split, spec.route)
+    started = time.perf_counter()
+    shards = labels = 0
+    for item in work:
+        first = item.shard * store.schema.shard_rows
+        inside = (rows_of_teacher >= first) & (rows_of_teacher < first + store.schema.shard_rows)
+        rows = rows_of_teacher[inside]
+        ids, gaps = store.empty_shard(len(item.views))
+        done = 0
+        for pixels in _row_batches(project, reader, spec, rows, item.views, device):
+            batch = rows[done : done + pixels.shape[1]]
+            for position, view in enumerate(item.views):
+                with torch.inference_mode():
+                    output = teacher(pixels[position].to(device, non_blocking=True))
+                    logits = checked_logits(output, spec, batch, view)
+                    found = sparsify(
+                        logits,
+                        k=store.schema.k,
+                        temperatures=store.schema.temperatures,
+                        activation=store.schema.activation,
+                    )
+                coded = encode(
+                    store.schema,
+                    found.ids.cpu().numpy(),
+                    found.logits.cpu().numpy(),
+                    found.log_tail_ratio.cpu().numpy(),
+                )
+                ids[position, batch - first], gaps[position, batch - first] = coded
+                if report is not None:
+                    report(len(batch))
+            done += len(batch)
+        for position, view in enumerate(item.views):
+            store.write_shard(view, item.shard, ids[position], gaps[position])
+            shards += 1
+        labels += item.labels
+    return LabelCounts(shards=shards, labels=labels, seconds=time.perf_counter() - started)
+
+
+def _row_batches(
+    project: Project,
+    reader: ViewReader,
+    spec: TeacherSpec,
+    rows: npt.NDArray[np.int64],
+    views: Sequence[int],
+    device: torch.device,
+) -> Iterator[Tensor]:
+    size = spec.config.batch_size
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    workers = min(project.runtime.num_workers, len(batches))
+    yield from DataLoader(
+        _RowBatches(reader, views),
+        batch_size=None,
+        sampler=batches,  # type: ignore[arg-type]  # any sized iterable of indices serves
+        num_workers=workers,
+        multiprocessing_context="forkserver" if workers else None,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def teacher_cost(spec: TeacherSpec) -> dict[str, int]:
+    """Return parameters and FLOPs of a teacher's network."""
+    found = cost(load_teacher(spec, torch.device("cpu")), spec.config.input)
+    return {"parameters": found.parameters, "flops": found.flops}

@@ -1,0 +1,161 @@
+"""`TeacherSpec`: one specialist, resolved against the label space and the disk.
+
+In: class lists, label maps, which rows a teacher labels, and the fingerprints of its training and
+of its stores. Left out: networks (labelling.py, specialist.py), so that plans are made without
+importing torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Project, SpecialistConfig, TeacherConfig, VerticalClasses
+from pipeline.data.routing import Route, route
+from pipeline.workspace import Workspace, read_record
+from storage_schemas.errors import ConfigError
+from storage_schemas.fingerprint import file_digest, fingerprint
+from storage_schemas.label_space import LabelMap, LabelSpace
+from storage_schemas.manifest import TRAIN, Manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherSpec:
+    """A teacher as the pipeline uses it.
+
+    Attributes:
+        config: Its entry in the project file.
+        label_map: Local class ids to global ids.
+        num_classes: C, the size of the whole label space.
+        training: How it is trained, when it comes without weights.
+        folder: Where it is trained; None when it comes with weights.
+        weights: The file of its weights, which may not exist yet.
+    """
+
+    config: TeacherConfig
+    label_map: LabelMap
+    num_classes: int
+    training: SpecialistConfig
+    folder: Path | None
+    weights: Path
+
+    @property
+    def name(self) -> str:
+        """Its name in the project file."""
+        return self.config.name
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its weights are there."""
+        if self.folder is not None:
+            return read_record(self.folder / "record.json") is not None and self.weights.exists()
+        return self.weights.exists()
+
+    def weights_digest(self) -> str:
+        """Return the digest of the weights' file.
+
+        Raises:
+            ConfigError: If there is no such file.
+        """
+        if not self.weights.is_file():
+            remedy = "run `concentrate specialists` first" if self.folder else "check the path"
+            raise ConfigError(
+                f"teachers.{self.name}.weights", [f"no file at {self.weights}; {remedy}"]
+            )
+        return file_digest(self.weights)
+
+    @property
+    def route(self) -> Route:
+        """(C + 1,) whether rows of a class are labelled; the last is for unlabelled rows."""
+        return route(self.label_map, self.num_classes, self.config.routing)
+
+
+def read_class_list(path: Path, owner: str) -> tuple[str, ...]:
+    """Read one class name a line; blank lines at the end are ignored.
+
+    Raises:
+        ConfigError: If the file cannot be read as UTF-8 text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{owner}.classes", [f"{path} cannot be read: {error}"]) from error
+    return tuple(line.strip() for line in lines)
+
+
+def _label_map(config: TeacherConfig, space: LabelSpace) -> LabelMap:
+    owner = f"teachers.{config.name}"
+    if isinstance(config.classes, VerticalClasses):
+        vertical = config.classes.vertical
+        names = [space.classes[i] for i in space.classes_in(vertical)]
+        return LabelMap.from_names(space, names, owner=owner, vertical=vertical)
+    names = (
+        list(read_class_list(config.classes, owner))
+        if isinstance(config.classes, Path)
+        else list(config.classes)
+    )
+    vertical = config.name if config.name in space.verticals else None
+    return LabelMap.from_names(space, names, owner=owner, vertical=vertical)
+
+
+def _training_fingerprint(
+    config: TeacherConfig,
+    training: SpecialistConfig,
+    label_map: LabelMap,
+    manifest: Manifest,
+    recipe: Mapping[str, Any],
+) -> str:
+    rows = manifest.rows(TRAIN, support=label_map.support)
+    return fingerprint(
+        {
+            "builder": config.builder,
+            "builder_args": config.builder_args,
+            "input": config.input.model_dump(mode="json"),
+            "classes": list(label_map.names),
+            "training": training.model_dump(
+                mode="json",
+                exclude={"checkpoint_every_steps", "keep_checkpoints", "log_every_steps"},
+            ),
+            "recipe": dict(recipe),
+            "rows": manifest.rows_digest(rows),
+        }
+    )
+
+
+def resolve_teacher(
+    project: Project, config: TeacherConfig, space: LabelSpace, manifest: Manifest
+) -> TeacherSpec:
+    """Resolve one entry of the project file.
+
+    Raises:
+        LabelSpaceError: If its class list does not fit the label space.
+        ConfigError: If its class list cannot be read.
+    """
+    label_map = _label_map(config, space)
+    training = config.training or project.specialists
+    folder = None
+    weights = config.weights
+    if weights is None:
+        digest = _training_fingerprint(
+            config, training, label_map, manifest, project.views.model_dump(mode="json")
+        )
+        folder = Workspace(project.workspace).specialist(config.name, digest)
+        weights = folder / "weights.safetensors"
+    return TeacherSpec(
+        config=config,
+        label_map=label_map,
+        num_classes=len(space),
+        training=training,
+        folder=folder,
+        weights=weights,
+    )
+
+
+def resolve_teachers(
+    project: Project, space: LabelSpace, manifest: Manifest
+) -> tuple[TeacherSpec, ...]:
+    """Resolve all teachers, in the order of the project file."""
+    return tuple(resolve_teacher(project, c, space, manifest) for c in project.teachers)
+

@@ -1,0 +1,169 @@
+"""A teacher's stores: what they must say of themselves, and what is missing in them.
+
+Imports no torch, so that `plan` and the flows are quick.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import Project
+from pipeline.data.routing import routed_rows, split_recipe
+from pipeline.store import SoftLabelStore, create_soft_labels, open_soft_labels, shard_layout
+from pipeline.store.published import SPLIT_NAMES, missing_labels
+from pipeline.teachers.spec import TeacherSpec
+from pipeline.workspace import Workspace
+from storage_schemas.label_space import LabelSpace
+from storage_schemas.manifest import Manifest
+from storage_schemas.soft_label_schema import SOFT_LABEL_VERSION, SoftLabelSchema
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardWork:
+    """What is missing of one shard: some of its views.
+
+    Attributes:
+        shard: Index of the row range.
+        views: Ascending views without a valid commit record.
+        rows: How many rows of the shard this teacher labels.
+    """
+
+    shard: int
+    views: tuple[int, ...]
+    rows: int
+
+    @property
+    def labels(self) -> int:
+        """Labels to write."""
+        return self.rows * len(self.views)
+
+
+def store_schema(
+    project: Project, spec: TeacherSpec, space: LabelSpace, manifest: Manifest, split: int
+) -> SoftLabelSchema:
+    """Return what a teacher's store for a split must say of itself.
+
+    Raises:
+        ConfigError: If the teacher's weights are not there.
+    """
+    labels, recipe = project.labels, split_recipe(project, split)
+    num_classes = len(spec.label_map)
+    shard_rows, chunk_rows = shard_layout(len(manifest), labels.shard_rows, labels.chunk_rows)
+    k = min(labels.k, num_classes)
+    parts = {
+        "version": SOFT_LABEL_VERSION,
+        "teacher": spec.name,
+        "weights": spec.weights_digest(),
+        "builder": spec.config.builder,
+        "builder_args": spec.config.builder_args,
+        "input": spec.config.input.model_dump(mode="json"),
+        "classes": spec.label_map.digest,
+        "routing": spec.config.routing,
+        "recipe": recipe.digest,
+        "split": SPLIT_NAMES[split],
+        "k": k,
+        "activation": labels.activation,
+        "temperatures": list(labels.temperatures),
+        "precision": labels.precision,
+        "manifest": manifest.chains[0],
+    }
+    return SoftLabelSchema(
+        teacher=spec.name,
+        num_rows=len(manifest),
+        num_views=recipe.count,
+        k=k,
+        num_classes=num_classes,
+        activation=labels.activation,
+        temperatures=labels.temperatures,
+        precision=labels.precision,
+        shard_rows=shard_rows,
+        chunk_rows=chunk_rows,
+        classes=spec.label_map.names,
+        global_ids=tuple(int(i) for i in spec.label_map.global_ids),
+        label_space_digest=space.digest,
+        manifest_chain=manifest.digest,
+        manifest_rows=len(manifest),
+        split=SPLIT_NAMES[split],
+        recipe=recipe.model_dump(mode="json"),
+        fingerprint_parts=parts,
+    )
+
+
+def store_path(project: Project, schema: SoftLabelSchema) -> Path:
+    """Return where a store with this schema lies."""
+    return Workspace(project.workspace).labels(schema.teacher, schema.fingerprint)
+
+
+def open_or_create(project: Project, schema: SoftLabelSchema, space: LabelSpace) -> SoftLabelStore:
+    """Open a teacher's store, grown to the manifest; create it when there is none.
+
+    Raises:
+        SchemaMismatchError: If what lies there is another store; lists every field.
+    """
+    path = store_path(project, schema)
+    if not path.exists():
+        return create_soft_labels(path, schema)
+    store = open_soft_labels(path, space=space, expected=schema)
+    store.grow(schema.num_rows)
+    return store
+
+
+def missing_work(
+    project: Project, schema: SoftLabelSchema, spec: TeacherSpec, manifest: Manifest
+) -> list[ShardWork]:
+    """Return what is missing in a teacher's store, by shard; all of it when there is no store."""
+    split = SPLIT_NAMES.index(str(schema.split))
+    rows = routed_rows(manifest, split, spec.route)
+    path = store_path(project, schema)
+    if path.exists():
+        store = open_soft_labels(path, expected=schema)
+        pairs = missing_labels(store, rows)
+        shard_rows = store.schema.shard_rows
+    else:
+        shard_rows = schema.shard_rows
+        pairs = [
+            (view, int(shard))
+            for view in range(schema.num_views)
+            for shard in np.unique(rows // shard_rows)
+        ]
+    counts = np.bincount(rows // shard_rows) if len(rows) else np.zeros(0, np.int64)
+    return [
+        ShardWork(
+            shard=shard,
+            views=tuple(sorted(view for view, other in pairs if other == shard)),
+            rows=int(counts[shard]),
+        )
+        for shard in sorted({shard for _, shard in pairs})
+    ]
+
+
+def work_groups(work: list[ShardWork], labels_per_group: int) -> list[list[ShardWork]]:
+    """Cut work into groups of about that many labels, whole shards each: one task a group."""
+    groups: list[list[ShardWork]] = []
+    size = labels_per_group
+    for item in work:
+        if size >= labels_per_group:
+            groups.append([])
+            size = 0
+        groups[-1].append(item)
+        size += item.labels
+    return groups
+
+
+def label_bytes(schema: SoftLabelSchema, labels: int) -> int:
+    """Return the bytes that this many labels take before compression: an upper bound."""
+    per_label = (
+        schema.k * schema.ids_dtype.itemsize + schema.columns * schema.gaps_dtype.itemsize
+    )
+    return labels * per_label
+
+
+def free_bytes(path: Path) -> int:
+    """Return the free bytes of the disk that a path lies on or would lie on."""
+    while not path.exists():
+        path = path.parent
+    return shutil.disk_usage(path).free

@@ -1,0 +1,54 @@
+"""Checkpoints of a training run: written whole or not at all, the newest intact one is used.
+
+A checkpoint is a `torch.save` file of tensors and plain values, read with `weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.durable_files import replace_durably
+from storage_schemas.errors import TrainingError
+
+_PATTERN = re.compile(r"^step-(\d{9})\.pt$")
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    found = [(m, path) for path in folder.glob("step-*.pt") if (m := _PATTERN.match(path.name))]
+    return sorted((int(match[1]), path) for match, path in found)
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
+    """Write the state after `step` steps and remove all but the newest `keep` checkpoints."""
+    path = folder / f"step-{step:09d}.pt"
+    replace_durably(path, lambda temporary: torch.save(state, temporary))
+    for _, old in _checkpoints(folder)[:-keep]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_newest_checkpoint(folder: Path, *, map_location: torch.device) -> dict[str, Any] | None:
+    """Return the newest checkpoint that can be read, or None when there is none.
+
+    Raises:
+        TrainingError: If checkpoints exist and none of them can be read.
+    """
+    found = _checkpoints(folder)
+    failures = []
+    for _, path in reversed(found):
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+        except Exception as error:  # a damaged file raises many types
+            failures.append(f"{path}: {error}")
+        else:
+            return state
+    if found:
+        raise TrainingError(
+            "no checkpoint can be read; remove the folder to train from the start:\n  "
+            + "\n  ".join(failures)
+        )
+    return None

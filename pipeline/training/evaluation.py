@@ -1,0 +1,303 @@
+"""Evaluating a student on test rows, beside what its teachers said of the same rows.
+
+In: accuracy among all classes and inside each vertical, mpvap, calibration, agreement with each
+specialist, cost, confusions across verticals, and a few samples with top-5 lists. Left out:
+teachers themselves; their answers on test rows come from their test stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.compress.cost import Cost, cost
+from pipeline.config import Project
+from pipeline.data import open_source
+from pipeline.data.view_reader import ViewReader
+from pipeline.models.student import Student, build_student
+from pipeline.numerics import metrics
+from pipeline.store.published import PublishedLabels, published_cost
+from pipeline.training.fit import pick_device
+from pipeline.training.runs import StudentRun
+from pipeline.workspace import Workspace
+from storage_schemas.errors import DataError
+from storage_schemas.label_space import LabelSpace
+from storage_schemas.manifest import TEST, Manifest
+from storage_schemas.view_recipe import ViewRecipe
+
+TOP = 5
+Rows = npt.NDArray[np.int64]
+
+
+class _TestImages(Dataset[Tensor]):
+    def __init__(self, reader: ViewReader) -> None:
+        self.reader = reader
+
+    def __getitem__(self, rows: Rows) -> Tensor:
+        return self.reader.read(rows, np.zeros_like(rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """A student's answers on the test rows.
+
+    Attributes:
+        rows: (N,) manifest rows.
+        labels: (N,) global class ids.
+        logits: (N, C) float32.
+    """
+
+    rows: Rows
+    labels: Tensor
+    logits: Tensor
+
+
+def load_student(run: StudentRun, space: LabelSpace) -> Student:
+    """Build a finished run's network with its weights, in eval mode on the CPU."""
+    student = build_student(run.config, space)
+    student.load_state_dict(load_file(run.weights))
+    return student.eval()
+
+
+def predict_rows(
+    project: Project,
+    run: StudentRun,
+    space: LabelSpace,
+    manifest: Manifest,
+    *,
+    report: Callable[[int, int], None] | None = None,
+) -> Predictions:
+    """Run a finished student over all labelled test rows, in the evaluation view.
+
+    Raises:
+        DataError: If there are none.
+    """
+    rows = manifest.rows(TEST)
+    rows = rows[manifest.labels[rows] >= 0]
+    if len(rows) == 0:
+        raise DataError(
+            "there is no labelled test image; set data.test_fraction or data.test_root"
+        )
+    device = pick_device(project.runtime.device)
+    student = load_student(run, space).to(device)
+    reader = ViewReader(
+        open_source(project.data, project.workspace),
+        manifest.keys,
+        ViewRecipe.evaluation_recipe(),
+        run.config.input,
+    )
+    batches = np.array_split(rows, -(-len(rows) // run.config.batch_size))
+    loader = DataLoader(
+        _TestImages(reader),
+        batch_size=None,
+        sampler=batches,  # type: ignore[arg-type]  # any sized iterable of indices serves
+        num_workers=project.runtime.num_workers,
+        multiprocessing_context="forkserver" if project.runtime.num_workers else None,
+    )
+    logits = []
+    with torch.inference_mode():
+        for images in loader:
+            logits.append(student(images.to(device)).logits.float().cpu())
+            if report is not None:
+                report(len(logits), len(batches))
+    return Predictions(
+        rows=rows,
+        labels=torch.from_numpy(manifest.labels[rows].astype(np.int64)),
+        logits=torch.cat(logits),
+    )
+
+
+def _percent(correct: Tensor) -> float | None:
+    return round(100 * float(correct.double().mean()), 3) if len(correct) else None
+
+
+def evaluate_predictions(
+    predictions: Predictions, space: LabelSpace, published: PublishedLabels
+) -> dict[str, Any]:
+    """Return the metrics of a student, all accuracies in percent.
+
+    Args:
+        predictions: On the test rows.
+        space: For verticals and names.
+        published: The teachers' test stores; may be empty.
+    """
+    logits, labels = predictions.logits, predictions.labels
+    vertical_of = torch.from_numpy(space.vertical_of.astype(np.int64))
+    vertical = vertical_of[labels]
+    top1 = metrics.top_k_correct(logits, labels, 1)
+    top5 = metrics.top_k_correct(logits, labels, TOP)
+    inside = metrics.group_top_k_correct(logits, labels, vertical_of)
+    probabilities = logits.softmax(dim=1)
+    confidence, predicted = probabilities.max(dim=1)
+    by_vertical = {}
+    for index, name in enumerate(space.verticals):
+        here = vertical == index
+        by_vertical[name] = {
+            "classes": len(space.classes_in(name)),
+            "images": int(here.sum()),
+            "top1": _percent(top1[here]),
+            "top5": _percent(top5[here]),
+            "top1_inside": _percent(inside[here]),
+        }
+    across = torch.zeros(len(space.verticals), len(space.verticals), dtype=torch.int64)
+    across.index_put_((vertical, vertical_of[predicted]), torch.tensor(1), accumulate=True)
+    return {
+        "images": len(labels),
+        "top1": _percent(top1),
+        "top5": _percent(top5),
+        "top1_inside": _percent(inside),
+        "mpvap": round(
+            100 * float(metrics.mean_per_vertical_average_precision(logits, labels, vertical_of)), 3
+        ),
+        "calibration_error": round(
+            100 * float(metrics.expected_calibration_error(confidence, top1)), 3
+        ),
+        "entropy": round(float(metrics.entropy(logits).mean()), 4),
+        "verticals": by_vertical,
+        "vertical_confusions": across.tolist(),
+        "agreement": _agreement(predictions, published),
+    }
+
+
+def _agreement(predictions: Predictions, published: PublishedLabels) -> dict[str, float | None]:
+    """How often the student, among a specialist's classes, names what the specialist names."""
+    found = {}
+    for index, (name, store) in enumerate(zip(published.names, published.stores, strict=True)):
+        assert published.routes is not None
+        here = np.flatnonzero(published.routes[predictions.labels.numpy(), index])
+        rows = predictions.rows[here]
+        said = torch.from_numpy(store.fetch(rows, np.zeros_like(rows)).ids[:, 0])
+        support = torch.from_numpy(store.label_map.support)
+        best = support[predictions.logits[torch.from_numpy(here)][:, support].argmax(dim=1)]
+        found[name] = _percent(best == said)
+    return found
+
+
+def evaluate_specialists(
+    published: PublishedLabels, space: LabelSpace, manifest: Manifest
+) -> dict[str, Any]:
+    """Return each specialist's accuracy on its own test rows, from its test store."""
+    found = {}
+    rows = manifest.rows(TEST)
+    rows = rows[manifest.labels[rows] >= 0]
+    for index, (name, store) in enumerate(zip(published.names, published.stores, strict=True)):
+        assert published.routes is not None
+        named = np.isin(manifest.labels[rows], store.label_map.global_ids)
+        here = rows[published.routes[manifest.labels[rows], index] & named]
+        labels = manifest.labels[here].astype(np.int64)
+        ids = store.fetch(here, np.zeros_like(here)).ids
+        found[name] = {
+            "classes": len(store.label_map),
+            "images": len(here),
+            "top1": _percent(torch.from_numpy(ids[:, 0] == labels)),
+            "top5": _percent(torch.from_numpy((ids[:, :TOP] == labels[:, None]).any(axis=1))),
+            "verticals": sorted({space.classes[i].partition("/")[0] for i in store.label_map.support}),
+        }
+    return found
+
+
+def sample_answers(
+    predictions: Predictions,
+    published: PublishedLabels,
+    space: LabelSpace,
+    manifest: Manifest,
+    count: int,
+) -> list[dict[str, Any]]:
+    """Return evenly spread test samples with the teacher's and the student's top-5."""
+    places = np.unique(np.linspace(0, len(predictions.rows) - 1, count).round().astype(int))
+    samples = []
+    for place in places if count else ():
+        row, label = int(predictions.rows[place]), int(predictions.labels[place])
+        student = predictions.logits[place].softmax(dim=0).topk(min(TOP, len(space)))
+        sample: dict[str, Any] = {
+            "row": row,
+            "key": str(manifest.keys[row]),
+            "label": space.classes[label],
+            "student": _named(space, student.indices.tolist(), student.values.tolist()),
+            "teacher": [],
+            "teacher_name": None,
+        }
+        for index, name in enumerate(published.names):
+            assert published.routes is not None
+            if published.routes[label, index]:
+                said = published.stores[index].fetch(np.array([row]), np.array([0]))
+                probs = np.exp(said.log_probs[0, :TOP])
+                sample["teacher"] = _named(space, said.ids[0, :TOP].tolist(), probs.tolist())
+                sample["teacher_name"] = name
+                break
+        samples.append(sample)
+    return samples
+
+
+def _named(space: LabelSpace, ids: list[int], probabilities: list[float]) -> list[list[Any]]:
+    return [
+        [space.classes[i], round(p, 4)] for i, p in zip(ids, probabilities, strict=True) if i >= 0
+    ]
+
+
+def student_cost(run: StudentRun, space: LabelSpace) -> Cost:
+    """Return parameters and FLOPs of a finished run's network."""
+    return cost(load_student(run, space), run.config.input)
+
+
+def evaluate_runs(
+    project: Project,
+    runs: list[StudentRun],
+    space: LabelSpace,
+    manifest: Manifest,
+    published: PublishedLabels,
+    *,
+    report: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Evaluate finished runs and the specialists on all labelled test rows.
+
+    Args:
+        project: Of the runs.
+        runs: Student first, then its control where there is one.
+        space: All classes.
+        manifest: All rows.
+        published: The teachers' test stores.
+        report: Called with (batches done, batches) of the run at hand.
+
+    Returns:
+        `runs`, `specialists` (with the cost of each), `samples`, `verticals`, as JSON.
+    """
+    found = []
+    samples: list[dict[str, Any]] = []
+    for run in runs:
+        predictions = predict_rows(project, run, space, manifest, report=report)
+        record = run.record or {}
+        found.append(
+            {
+                "role": run.role,
+                "folder": str(run.folder.relative_to(project.workspace)),
+                "objective": run.config.objective.name,
+                "steps": record.get("steps"),
+                "seconds": record.get("seconds"),
+                "cost": asdict(student_cost(run, space)),
+                **evaluate_predictions(predictions, space, published),
+            }
+        )
+        if run is runs[0]:
+            samples = sample_answers(
+                predictions, published, space, manifest, project.report.samples
+            )
+    specialists = evaluate_specialists(published, space, manifest)
+    workspace = Workspace(project.workspace)
+    for name, values in specialists.items():
+        values["cost"] = published_cost(workspace, name)
+    return {
+        "runs": found,
+        "specialists": specialists,
+        "samples": samples,
+        "verticals": list(space.verticals),
+        "classes": len(space),
+    }

@@ -1,0 +1,236 @@
+"""The one training loop: specialists, students and controls all go through `fit`.
+
+In: a stage over a loader with autocast, clipping, weight averaging, logging, checkpoints and
+resume at the exact step. Left out: what is trained on what (students.py, teachers). On a CPU a
+run that was killed and resumed ends with bitwise the same weights as one that was not: the
+batches are a function of the step, and the checkpoint holds everything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import Dataset
+
+from pipeline.config import TrainingConfig
+from pipeline.data.epoch_order import BatchOrder
+from pipeline.data.loader import Batch, batch_loader
+from pipeline.objectives.base import total_loss
+from pipeline.training.checkpoints import load_newest_checkpoint, save_checkpoint
+from pipeline.training.metrics_log import MetricsLog
+from pipeline.training.optimization import build_average, build_optimizer, build_schedule
+from pipeline.training.stage import Stage
+from storage_schemas.errors import TrainingError
+
+StepReport = Callable[[int, int, Mapping[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """How a stage went.
+
+    Attributes:
+        model: The weights to use: the average where there is one.
+        steps: All steps of the stage.
+        resumed_from: The step a checkpoint was found at; 0 for a fresh run.
+        seconds: Wall time of this process in the loop.
+        images: Images this process trained on.
+    """
+
+    model: nn.Module
+    steps: int
+    resumed_from: int
+    seconds: float
+    images: int
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of the settings; `auto` is a GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    wanted = precision == "bfloat16" or (
+        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
+    )
+    if not wanted:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+class _Run:
+    """Everything of a stage that a checkpoint must hold."""
+
+    def __init__(
+        self, model: nn.Module, stage: Stage, config: TrainingConfig, total_steps: int
+    ) -> None:
+        self.model, self.objective = model, stage.objective
+        self.optimizer = build_optimizer(config.optimizer, (model, stage.objective))
+        self.schedule: LambdaLR = build_schedule(config.schedule, self.optimizer, total_steps)
+        self.average: AveragedModel | None = build_average(model, config.ema_decay)
+
+    def state(self, step: int) -> dict[str, Any]:
+        state: dict[str, Any] = {
+            "step": step,
+            "model": self.model.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": {"last_epoch": self.schedule.last_epoch},
+            "random": torch.get_rng_state(),
+        }
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        if torch.cuda.is_available():
+            state["random_cuda"] = torch.cuda.get_rng_state_all()
+        return state
+
+    def load(self, state: Mapping[str, Any]) -> int:
+        self.model.load_state_dict(state["model"])
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.last_epoch = state["schedule"]["last_epoch"]
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        torch.set_rng_state(state["random"].cpu())
+        if "random_cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([s.cpu() for s in state["random_cuda"]])
+        return int(state["step"])
+
+
+def _set_trainable(model: nn.Module, prefixes: tuple[str, ...]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(prefixes))
+
+
+def fit(
+    model: nn.Module,
+    stage: Stage,
+    dataset: Dataset[Batch],
+    order: BatchOrder,
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    device: torch.device,
+    num_workers: int = 0,
+    report: StepReport | None = None,
+) -> FitResult:
+    """Train one stage, from its newest checkpoint where there is one.
+
+    Args:
+        model: Returns a `StudentOutput` for (B, channels, S, S) images; changed in place.
+        stage: Objective, epochs and trained parameters.
+        dataset: Batches by (rows, views).
+        order: Which batches, in which order.
+        config: Optimizer, schedule, precision, cadences.
+        folder: Of the run; receives `checkpoints/`, `metrics.csv` and `tensorboard/`.
+        device: Where to train.
+        num_workers: Loader processes.
+        report: Called after each step with (steps done, all steps, latest values).
+
+    Raises:
+        TrainingError: If the loss is not finite, or no checkpoint can be read.
+    """
+    total_steps = stage.epochs * order.steps_per_epoch
+    model.to(device)
+    stage.objective.to(device)
+    _set_trainable(model, stage.trains)
+    torch.manual_seed(config.seed)
+    run = _Run(model, stage, config, total_steps)
+    if run.average is not None:
+        run.average.to(device)
+    checkpoints = folder / "checkpoints"
+    found = load_newest_checkpoint(checkpoints, map_location=device)
+    first_step = run.load(found) if found is not None else 0
+    loader = batch_loader(
+        dataset,
+        order,
+        epochs=stage.epochs,
+        first_step=first_step,
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    started = time.perf_counter()
+    images = 0
+    step = first_step
+    model.train()
+    stage.objective.train()
+    with MetricsLog(folder, first_step=first_step) as log:
+        values: dict[str, float] = {}
+        for batch in loader:
+            terms = _step(run, batch, config, device)
+            step += 1
+            images += len(batch.rows)
+            last = step == total_steps
+            if step % config.log_every_steps == 0 or last or step == first_step + 1:
+                elapsed = time.perf_counter() - started
+                values = _values(terms, run, images / elapsed)
+                _check_finite(values, stage, step, config.log_every_steps)
+                log.write(step, {"epoch": step / order.steps_per_epoch} | values)
+            if step % config.checkpoint_every_steps == 0 and not last:
+                _check_finite(_values(terms, run, 0.0), stage, step, 1)
+                save_checkpoint(checkpoints, step, run.state(step), keep=config.keep_checkpoints)
+            if report is not None:
+                report(step, total_steps, values)
+    if step != first_step:
+        save_checkpoint(checkpoints, step, run.state(step), keep=config.keep_checkpoints)
+    final = model if run.average is None else run.average.module
+    final.eval()
+    return FitResult(
+        model=final,
+        steps=total_steps,
+        resumed_from=first_step,
+        seconds=time.perf_counter() - started,
+        images=images,
+    )
+
+
+def _step(
+    run: _Run, batch: Batch, config: TrainingConfig, device: torch.device
+) -> dict[str, Tensor]:
+    images = batch.images.to(device, non_blocking=True)
+    targets = batch.targets.to(device, non_blocking=True)
+    with _autocast(config.precision, device):
+        output = run.model(images)
+    terms = run.objective(output, targets)
+    loss = total_loss(terms)
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    if config.clip_norm is not None:
+        parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+    run.optimizer.step()
+    run.schedule.step()
+    if run.average is not None:
+        run.average.update_parameters(run.model)
+    return {"loss": loss.detach(), **{name: term.detach() for name, term in terms.items()}}
+
+
+def _values(terms: Mapping[str, Tensor], run: _Run, images_per_second: float) -> dict[str, float]:
+    values = {name: float(term) for name, term in terms.items()}
+    metrics = getattr(run.model, "metrics", None)
+    if metrics is not None:
+        values.update(metrics())
+    values["learning_rate"] = run.optimizer.param_groups[0]["lr"]
+    values["images_per_second"] = images_per_second
+    return values
+
+
+def _check_finite(values: Mapping[str, float], stage: Stage, step: int, interval: int) -> None:
+    loss = values["loss"]
+    if loss != loss or loss in (float("inf"), float("-inf")):
+        raise TrainingError(
+            f"stage {stage.name!r}: loss must be finite, got {loss} within steps "
+            f"{max(0, step - interval)} to {step}; lower the learning rate, set clip_norm, or use "
+            "float32. The newest checkpoint is from before"
+        )

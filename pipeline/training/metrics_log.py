@@ -1,0 +1,78 @@
+"""The log of a run: one CSV file for people and plots, and TensorBoard beside it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class MetricsLog:
+    """Appends rows to `metrics.csv` and scalars to `tensorboard/` of a run's folder.
+
+    Args:
+        folder: Of the run.
+        first_step: Rows of later steps are dropped first: a resumed run writes them again.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "metrics.csv"
+        self._columns: list[str] | None = None
+        self._keep_until(first_step)
+        self._file = self._path.open("a", newline="", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+
+    def _keep_until(self, step: int) -> None:
+        rows = read_metrics(self._path)
+        kept = [row for row in rows if row["step"] <= step]
+        if rows:
+            self._columns = list(rows[0])
+        with self._path.open("w", newline="", encoding="utf-8") as file:
+            if self._columns and kept:
+                writer = csv.DictWriter(file, self._columns)
+                writer.writeheader()
+                writer.writerows(kept)
+            else:
+                self._columns = None
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+        self._board.close()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Write the values of one step."""
+        row = {"step": step, **values}
+        writer = csv.DictWriter(self._file, self._columns or list(row), extrasaction="ignore")
+        if self._columns is None:
+            self._columns = list(row)
+            writer.writeheader()
+        writer.writerow(row)
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Return the rows of a `metrics.csv`; a torn last row is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            try:
+                rows.append({name: float(value) for name, value in row.items()})
+            except (TypeError, ValueError):
+                break
+    return rows

@@ -1,0 +1,88 @@
+"""Optimizer, learning-rate schedule and weight averaging of a run, from its settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pipeline.config import AdamWConfig, ScheduleConfig, SGDConfig
+
+
+def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[dict[str, object]]:
+    """Split parameters into those with and those without weight decay.
+
+    Without: biases, normalisation weights (anything of fewer than two dimensions), and whatever
+    a module lists in `no_weight_decay()`, e.g. the self-paced scale of Knowledge Concentration,
+    which must be free to grow.
+    """
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for module in modules:
+        exempt = {
+            f"{prefix}.{name}" if prefix else name
+            for prefix, child in module.named_modules()
+            if hasattr(child, "no_weight_decay")
+            for name in child.no_weight_decay()
+        }
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                plain = parameter.ndim < 2 or name in exempt
+                (free if plain else decayed).append(parameter)
+    groups: list[dict[str, object]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": free, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def build_optimizer(
+    config: AdamWConfig | SGDConfig, modules: Iterable[nn.Module]
+) -> torch.optim.Optimizer:
+    """Return the optimizer over the trainable parameters of all modules."""
+    groups = parameter_groups(modules, config.weight_decay)
+    if isinstance(config, AdamWConfig):
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    return torch.optim.SGD(
+        groups,
+        lr=config.lr,
+        momentum=config.momentum,
+        nesterov=config.nesterov and config.momentum > 0,
+    )
+
+
+def learning_rate_share(config: ScheduleConfig, step: int, total_steps: int) -> float:
+    """Return the learning rate of a step as a share of the peak.
+
+    `one_cycle` (Smith & Topin 2018) rises from 1/25 of the peak along a half cosine over the
+    warm-up share and falls along another; `cosine` rises
+    linearly and falls along a half cosine (Loshchilov & Hutter 2017).
+    """
+    warmup = max(1, round(config.warmup * total_steps))
+    if step < warmup:
+        rise = (step + 1) / warmup
+        if config.name == "one_cycle":
+            return 0.04 + 0.96 * 0.5 * (1 - math.cos(math.pi * rise))
+        return rise
+    if config.name == "constant":
+        return 1.0
+    done = (step - warmup) / max(1, total_steps - warmup)
+    return config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def build_schedule(
+    config: ScheduleConfig, optimizer: torch.optim.Optimizer, total_steps: int
+) -> LambdaLR:
+    """Return the per-step schedule."""
+    return LambdaLR(optimizer, lambda step: learning_rate_share(config, step, total_steps))
+
+
+def build_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
+    """Return the exponential moving average of weights and buffers, or None without a decay."""
+    if decay is None:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)

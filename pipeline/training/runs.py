@@ -1,0 +1,174 @@
+"""What identifies a training run, and which runs a project has. Imports no torch.
+
+In: the student's run and its control's, their fingerprints, and why a run is stale. Left out: the
+training itself (students.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import HardLabels, Project, StudentConfig
+from pipeline.store.published import PublishedLabels
+from pipeline.workspace import Workspace, read_record
+from storage_schemas.fingerprint import fingerprint
+from storage_schemas.label_space import LabelSpace
+from storage_schemas.manifest import TEST, TRAIN, Manifest
+
+Role = Literal["student", "control"]
+
+# Raised when the same student would be evaluated to other numbers.
+EVALUATION_VERSION = 1
+
+# Cadences and memory do not change the weights.
+_NOT_IN_FINGERPRINT = {
+    "name",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "log_every_steps",
+    "control",
+    "memory_budget_mb",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentRun:
+    """One training run: a student, or its control.
+
+    Attributes:
+        role: `control` is the same network, rows, views and steps with hard labels.
+        config: With the objective of the role.
+        parts: Everything that the weights depend on, as JSON.
+        folder: Of the run.
+    """
+
+    role: Role
+    config: StudentConfig
+    parts: dict[str, Any]
+    folder: Path
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the parts; names the folder."""
+        return fingerprint(self.parts)
+
+    @property
+    def weights(self) -> Path:
+        """The trained weights."""
+        return self.folder / "weights.safetensors"
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        """What the finished run says of itself; None before it is finished."""
+        return read_record(self.folder / "student.json") if self.weights.exists() else None
+
+
+def student_run(
+    project: Project,
+    role: Role,
+    space: LabelSpace,
+    manifest: Manifest,
+    published: PublishedLabels,
+) -> StudentRun:
+    """Return the run that the project file describes now."""
+    config = project.student
+    name = config.name
+    if role == "control":
+        objective = HardLabels(name="hard_labels")
+        config = config.model_copy(update={"objective": objective})
+        name = f"{config.name}-control"
+    needs_labels = config.objective.name != "hard_labels"
+    parts = {
+        "role": role,
+        "student": config.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT),
+        "label_space": space.digest,
+        "rows": manifest.rows_digest(training_rows(manifest, published)),
+        "recipe": project.views.digest,
+        "stores": published.identity() if needs_labels else [],
+    }
+    folder = Workspace(project.workspace).student(name, fingerprint(parts))
+    return StudentRun(role=role, config=config, parts=parts, folder=folder)
+
+
+def student_runs(
+    project: Project, space: LabelSpace, manifest: Manifest, published: PublishedLabels
+) -> list[StudentRun]:
+    """Return the student's run and, unless it is switched off, its control's."""
+    roles: list[Role] = ["student"]
+    if project.student.control and project.student.objective.name != "hard_labels":
+        roles.append("control")
+    return [student_run(project, role, space, manifest, published) for role in roles]
+
+
+def training_rows(manifest: Manifest, published: PublishedLabels) -> npt.NDArray[np.int64]:
+    """Rows that some teacher labels; student and control train on the same ones."""
+    rows = manifest.rows(TRAIN)
+    if published.routes is None:
+        return rows
+    return rows[published.routes.any(axis=1)[manifest.labels[rows]]]
+
+
+def evaluation_fingerprint(
+    runs: list[StudentRun], manifest: Manifest, published: PublishedLabels, samples: int
+) -> str:
+    """Return the digest of everything that an evaluation depends on.
+
+    Args:
+        runs: Student first, then its control where there is one.
+        manifest: Its test rows.
+        published: The teachers' test stores.
+        samples: Images shown in the report.
+    """
+    return fingerprint(
+        {
+            "version": EVALUATION_VERSION,
+            "runs": [run.fingerprint for run in runs],
+            "rows": manifest.rows_digest(manifest.rows(TEST)),
+            "stores": published.identity(),
+            "samples": samples,
+        }
+    )
+
+
+def evaluation_path(run: StudentRun) -> Path:
+    """Return where the evaluation of a student and its control is kept."""
+    return run.folder / "evaluation.json"
+
+
+def stale_reason(run: StudentRun) -> str | None:
+    """Return why a run must be done, or None when it is finished."""
+    if run.record is not None:
+        return None
+    if (run.folder / "checkpoints").exists():
+        return "training was interrupted; it goes on from the newest checkpoint"
+    records = [read_record(path) for path in run.folder.parent.glob("*/student.json")]
+    finished = [record for record in records if record is not None and "parts" in record]
+    if not finished:
+        return "not trained yet"
+    changes = [_changes(record["parts"], run.parts) for record in finished]
+    return f"changed since the nearest finished run: {', '.join(min(changes, key=len))}"
+
+
+def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    found = []
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if before == after:
+            continue
+        if name == "student" and isinstance(before, dict) and isinstance(after, dict):
+            found += [
+                f"student.{key} {before.get(key)!r} -> {after.get(key)!r}"
+                for key in sorted({*before, *after})
+                if before.get(key) != after.get(key)
+            ]
+        elif name == "stores" and isinstance(before, list) and isinstance(after, list):
+            known = {tuple(store) for store in before}
+            found += [f"labels of {store[0]}" for store in after if tuple(store) not in known]
+        else:
+            found.append(name)
+    return found or ["something"]

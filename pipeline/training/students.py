@@ -1,0 +1,152 @@
+"""Training a student, and its control, from published label stores alone.
+
+In: the batches and targets of a run (runs.py), the call of `fit`, and what a finished run leaves
+behind: `weights.safetensors` and `student.json`, which are all that `predict` needs. Left
+out: teachers; nothing here imports `pipeline.teachers`, and a test holds that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.config import Project, StudentConfig
+from pipeline.data import open_source
+from pipeline.data.epoch_order import BatchOrder
+from pipeline.data.loader import BatchDataset
+from pipeline.data.routing import mix_pools, mixing_problems
+from pipeline.data.view_reader import ViewReader
+from pipeline.models.student import build_student
+from pipeline.models.weights import save_weights
+from pipeline.objectives import build_objective
+from pipeline.objectives.base import LabelContext, Objective
+from pipeline.objectives.stored_signals import StoredSignals
+from pipeline.store.published import PublishedLabels
+from pipeline.training.fit import StepReport, fit, pick_device
+from pipeline.training.runs import StudentRun, training_rows
+from pipeline.training.stage import Stage
+from pipeline.workspace import write_record
+from storage_schemas.errors import ConfigError, DataError
+from storage_schemas.label_space import LabelSpace
+from storage_schemas.manifest import TRAIN, Manifest
+
+def _signals(
+    run: StudentRun, manifest: Manifest, published: PublishedLabels, reader: ViewReader
+) -> StoredSignals:
+    mix_weights = reader.mix_weights if reader.recipe.mix is not None else None
+    if run.config.objective.name == "hard_labels":
+        return StoredSignals(manifest.labels, mix_weights=mix_weights)
+    return StoredSignals(
+        manifest.labels,
+        stores=published.stores,
+        routes=published.routes,
+        temperature=getattr(run.config.objective, "temperature", 1.0),
+        mix_weights=mix_weights,
+    )
+
+
+def label_context(space: LabelSpace, published: PublishedLabels) -> LabelContext:
+    """Return the label space and the teachers' supports as an objective sees them."""
+    return LabelContext(
+        num_classes=len(space),
+        vertical_of=torch.from_numpy(space.vertical_of.astype(np.int64)),
+        supports=tuple(torch.from_numpy(store.label_map.support) for store in published.stores),
+    )
+
+
+def _reader(
+    project: Project, config: StudentConfig, manifest: Manifest, published: PublishedLabels
+) -> ViewReader:
+    pools = None
+    if project.views.mix is not None:
+        if published.routes is None:
+            raise ConfigError("views.mix", ["mixing needs teachers, and the project has no labels"])
+        problems = mixing_problems(published.names, published.routes)
+        if problems:
+            raise ConfigError("views.mix", problems)
+        pools = mix_pools(manifest, TRAIN, published.routes)
+    source = open_source(project.data, project.workspace)
+    return ViewReader(source, manifest.keys, project.views, config.input, pools)
+
+
+def _window_shard_rows(
+    run: StudentRun, manifest: Manifest, published: PublishedLabels
+) -> int | None:
+    """Rows of a shard where labels must be streamed; None where all fit in memory."""
+    if run.config.objective.name == "hard_labels":
+        return None
+    if published.held_bytes(manifest, TRAIN) <= run.config.memory_budget_mb << 20:
+        return None
+    return max(store.schema.shard_rows for store in published.stores)
+
+
+def train_student(
+    project: Project,
+    run: StudentRun,
+    space: LabelSpace,
+    manifest: Manifest,
+    published: PublishedLabels,
+    *,
+    report: StepReport | None = None,
+) -> dict[str, Any]:
+    """Train one run to its end, from its newest checkpoint where there is one.
+
+    Returns:
+        The record written to `student.json`.
+
+    Raises:
+        DataError: If there are no training rows.
+        TrainingError: If a signal is missing or the loss is not finite.
+        MissingLabelError: If a label that the run needs has not been written.
+    """
+    config = run.config
+    rows = training_rows(manifest, published)
+    if len(rows) == 0:
+        raise DataError("no training row has a published label; run `concentrate label` first")
+    reader = _reader(project, config, manifest, published)
+    signals = _signals(run, manifest, published, reader)
+    objective: Objective = build_objective(config.objective, label_context(space, published))
+    stage = Stage(name=run.role, objective=objective, epochs=config.epochs)
+    stage.check_signals(signals.provides)
+    torch.manual_seed(config.seed)
+    network = build_student(config, space)
+    result = fit(
+        network,
+        stage,
+        BatchDataset(reader.read, signals.fetch),
+        BatchOrder(
+            rows=rows,
+            batch_size=config.batch_size,
+            views=project.views.count,
+            seed=config.seed,
+            views_per_image=config.views_per_image,
+            shard_rows=_window_shard_rows(run, manifest, published),
+        ),
+        config,
+        run.folder,
+        device=pick_device(project.runtime.device),
+        num_workers=project.runtime.num_workers,
+        report=report,
+    )
+    save_weights(result.model, run.weights)
+    record: dict[str, Any] = {
+        "role": run.role,
+        "fingerprint": run.fingerprint,
+        "parts": run.parts,
+        "student": config.model_dump(mode="json"),
+        "label_space": space.to_dict(),
+        "teachers": list(published.names),
+        "steps": result.steps,
+        "rows": len(rows),
+        "resumed_from": result.resumed_from,
+        "seconds": round(result.seconds, 3),
+        "images_per_second": round(result.images / max(result.seconds, 1e-9), 1),
+        "versions": {"torch": torch.__version__},
+    }
+    write_record(run.folder / "student.json", record)
+    return record
+
+

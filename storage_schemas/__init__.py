@@ -1,0 +1,1 @@
+"""What the bytes mean: pure schemas and values, on the standard library, numpy and pydantic."""

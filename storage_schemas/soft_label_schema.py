@@ -1,0 +1,282 @@
+"""The soft-label store, version 1: what its attributes say.
+
+In: `SoftLabelSchema`, its JSON form, and the comparison of two schemas. Left out: what the
+quantised numbers mean (soft_labels.py, which re-exports the schema) and every byte on disk
+(pipeline.store). The written specification is README.md beside this file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from storage_schemas.errors import SchemaMismatchError
+from storage_schemas.fingerprint import fingerprint
+from storage_schemas.label_space import LabelMap, LabelSpace
+
+SOFT_LABEL_FORMAT = "concentrate.soft_labels"
+SOFT_LABEL_VERSION = 1
+LARGEST_UINT16_CLASSES = 65_535
+_DERIVED = ("format", "fingerprint", "encoding")
+
+Count = Annotated[int, Field(ge=1, lt=2**32)]
+
+
+class SoftLabelSchema(BaseModel):
+    """Everything that a reader must know about one soft-label store.
+
+    Attributes:
+        version: Version of the format.
+        teacher: Name of the specialist.
+        num_rows: N, rows of the manifest that the store has room for.
+        num_views: V.
+        k: K, ranks that are kept; at most `num_classes`.
+        num_classes: C_t, classes of the teacher.
+        activation: softmax, or sigmoid for independent classes.
+        temperatures: At which labels can be decoded.
+        precision: compact (8 bits a gap) or exact (16 bits a gap).
+        shard_rows: Rows of one shard, the unit that is written and committed.
+        chunk_rows: Rows of one compressed chunk inside a shard.
+        classes: Qualified name of each teacher-local class; position = local id.
+        global_ids: Global id of each local class when the store was made.
+        label_space_digest: Digest of the label space when the store was made.
+        manifest_chain: Chain digest of the manifest when the store was made.
+        manifest_rows: Rows of the manifest when the store was made.
+        split: Name or number of the labelled split.
+        recipe: The view recipe, as JSON.
+        fingerprint_parts: What the store's name is a digest of, as JSON.
+        grown_at: `num_rows` before each growth.
+        library_versions: Versions of the libraries that wrote it.
+        created: ISO 8601 time.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    version: Literal[1] = 1
+    teacher: str = Field(min_length=1)
+    num_rows: int = Field(ge=0, lt=2**63)
+    num_views: Count
+    k: Count
+    num_classes: int = Field(ge=1, lt=2**32 - 1)
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0,), min_length=1)
+    precision: Literal["compact", "exact"] = "compact"
+    shard_rows: Count
+    chunk_rows: Count
+    classes: tuple[str, ...]
+    global_ids: tuple[Annotated[int, Field(ge=0)], ...]
+    label_space_digest: str = ""
+    manifest_chain: str = ""
+    manifest_rows: int = Field(0, ge=0)
+    split: int | str = "train"
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    fingerprint_parts: dict[str, Any] = Field(default_factory=dict)
+    grown_at: tuple[int, ...] = ()
+    library_versions: dict[str, str] = Field(default_factory=dict)
+    created: str = ""
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> SoftLabelSchema:
+        if self.k > self.num_classes:
+            raise ValueError(f"k must be at most num_classes ({self.num_classes}), got {self.k}")
+        for name, values in (("classes", self.classes), ("global_ids", self.global_ids)):
+            if len(values) != self.num_classes or len(set(values)) != len(values):
+                raise ValueError(
+                    f"{name} must be {self.num_classes} different values, got {len(values)} of "
+                    f"which {len(set(values))} differ"
+                )
+        if len(set(self.temperatures)) != len(self.temperatures):
+            raise ValueError(f"temperatures must differ, got {list(self.temperatures)}")
+        if self.shard_rows % self.chunk_rows:
+            raise ValueError(
+                f"shard_rows must be a multiple of chunk_rows ({self.chunk_rows}), got "
+                f"{self.shard_rows}"
+            )
+        return self
+
+    # --- derived ----------------------------------------------------------------------------
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of `fingerprint_parts`, 16 hex digits; the store's name."""
+        return fingerprint(self.fingerprint_parts)
+
+    @property
+    def num_shards(self) -> int:
+        """Shards along the rows."""
+        return -(-self.num_rows // self.shard_rows)
+
+    @property
+    def columns(self) -> int:
+        """Columns of `gaps`: K - 1 gaps, then one tail per temperature, or the top logit."""
+        return self.k - 1 + (1 if self.activation == "sigmoid" else len(self.temperatures))
+
+    @property
+    def ids_dtype(self) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
+        """Type of `ids`; its maximum means not labelled."""
+        small = self.num_classes <= LARGEST_UINT16_CLASSES
+        return np.dtype(np.uint16) if small else np.dtype(np.uint32)
+
+    @property
+    def gaps_dtype(self) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
+        """Type of `gaps`; its maximum means not labelled."""
+        return np.dtype(np.uint8) if self.precision == "compact" else np.dtype(np.uint16)
+
+    @property
+    def ids_fill(self) -> int:
+        """The id that means not labelled."""
+        return int(np.iinfo(self.ids_dtype).max)
+
+    @property
+    def gaps_fill(self) -> int:
+        """The gap that means not labelled."""
+        return int(np.iinfo(self.gaps_dtype).max)
+
+    @property
+    def encoding(self) -> dict[str, float]:
+        """Steps and offsets of the quantisation, in nats."""
+        compact = self.precision == "compact"
+        gap_step = 1 / 16 if compact else 1 / 2048
+        if self.activation == "sigmoid":
+            return {"gap_step": gap_step, "top_offset": 8.0 if compact else 16.0}
+        outside = max(self.num_classes - self.k, 1)
+        return {
+            "gap_step": gap_step,
+            "tail_step": 1 / 8 if compact else gap_step,
+            "tail_offset": float(math.ceil(math.log(outside))),
+        }
+
+    @property
+    def label_map(self) -> LabelMap:
+        """The class map as it was when the store was made."""
+        return LabelMap(names=self.classes, global_ids=np.array(self.global_ids, np.int64))
+
+    def resolve(self, space: LabelSpace) -> LabelMap:
+        """Return the class map into a label space; classes bind by name.
+
+        Raises:
+            LabelSpaceError: Names every class that the space lacks.
+        """
+        return LabelMap.from_names(space, self.classes, owner=f"soft labels of {self.teacher!r}")
+
+    def empty(self, *shape: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return ids (*shape, K) and gaps (*shape, columns) that say not labelled."""
+        ids = np.full((*shape, self.k), self.ids_fill, self.ids_dtype)
+        return ids, np.full((*shape, self.columns), self.gaps_fill, self.gaps_dtype)
+
+    def temperature_index(self, temperature: float) -> int:
+        """Return the position of a declared temperature.
+
+        Raises:
+            SchemaMismatchError: If it was not declared.
+        """
+        if temperature not in self.temperatures:
+            raise SchemaMismatchError(
+                f"soft labels of {self.teacher!r}",
+                [
+                    f"temperature must be one of {list(self.temperatures)}, got {temperature}; "
+                    "add it to labels.temperatures and label again"
+                ],
+            )
+        return self.temperatures.index(temperature)
+
+    # --- JSON -------------------------------------------------------------------------------
+
+    def to_attributes(self) -> dict[str, Any]:
+        """Return the JSON form; `from_attributes` is its inverse."""
+        return {
+            "format": SOFT_LABEL_FORMAT,
+            **self.model_dump(mode="json"),
+            "fingerprint": self.fingerprint,
+            "encoding": self.encoding,
+        }
+
+    @classmethod
+    def from_attributes(cls, attributes: Mapping[str, Any], subject: str) -> SoftLabelSchema:
+        """Read the JSON form.
+
+        Args:
+            attributes: What `to_attributes` returned.
+            subject: Where they were found; starts the error message.
+
+        Raises:
+            SchemaMismatchError: If they are of another format or version, or do not fit
+                together; lists every field at fault.
+        """
+        problems: list[str] = []
+        found_format, version = attributes.get("format"), attributes.get("version")
+        if found_format != SOFT_LABEL_FORMAT:
+            problems.append(f"format must be {SOFT_LABEL_FORMAT!r}, got {found_format!r}")
+        if version != SOFT_LABEL_VERSION:
+            newer = isinstance(version, int) and version > SOFT_LABEL_VERSION
+            hint = "; it was written by a newer release, upgrade to read it" if newer else ""
+            problems.append(f"version must be {SOFT_LABEL_VERSION}, got {version!r}{hint}")
+        try:
+            schema = cls.model_validate(
+                {name: value for name, value in attributes.items() if name not in _DERIVED}
+            )
+        except ValidationError as error:
+            for detail in error.errors():
+                where = ".".join(str(part) for part in detail["loc"])
+                if where != "version":
+                    problems.append(_sentence(where, detail["type"], detail["msg"]))
+            raise SchemaMismatchError(subject, problems) from None
+        for name in ("fingerprint", "encoding"):
+            expected = getattr(schema, name)
+            if attributes.get(name) != expected:
+                problems.append(f"{name} must be {expected!r}, got {attributes.get(name)!r}")
+        if problems:
+            raise SchemaMismatchError(subject, problems)
+        return schema
+
+    # --- comparison -------------------------------------------------------------------------
+
+    def validate(self, found: SoftLabelSchema) -> list[str]:  # type: ignore[override]
+        """Return one sentence per field in which another store differs in meaning.
+
+        The number of rows may differ, since rows grow; so may the layout, the library versions,
+        and everything that classes binding by name makes free.
+        """
+        names = ["version", "teacher", "num_views", "k", "num_classes", "activation"]
+        names += ["temperatures", "precision", "split"]
+        if self.manifest_rows == found.manifest_rows:
+            names.append("manifest_chain")
+        problems = [
+            f"{name} must be {getattr(self, name)!r}, got {getattr(found, name)!r}"
+            for name in names
+            if getattr(self, name) != getattr(found, name)
+        ]
+        differing = [
+            f"{position} must be {mine!r}, got {other!r}"
+            for position, (mine, other) in enumerate(zip(self.classes, found.classes, strict=False))
+            if mine != other
+        ]
+        if differing:
+            more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+            problems.append(f"class {differing[0]}{more}")
+        problems += _dict_problems("recipe", self.recipe, found.recipe)
+        problems += _dict_problems(
+            "fingerprint_parts", self.fingerprint_parts, found.fingerprint_parts
+        )
+        return problems
+
+
+def _sentence(where: str, kind: str, message: str) -> str:
+    if kind == "extra_forbidden":
+        return f"{where} is not a field of version {SOFT_LABEL_VERSION}"
+    if kind == "missing":
+        return f"{where} must be there, got nothing"
+    return f"{where}: {message}" if where else message.removeprefix("Value error, ")
+
+
+def _dict_problems(name: str, mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{name}.{key} must be {mine.get(key)!r}, got {other.get(key)!r}"
+        for key in sorted({*mine, *other})
+        if mine.get(key) != other.get(key) or (key in mine) != (key in other)
+    ]

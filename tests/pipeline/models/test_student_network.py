@@ -1,0 +1,66 @@
+"""The student as it is built from its settings."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from pipeline.config import StudentConfig
+from pipeline.models.backbones import glyph_resnet
+from pipeline.models.student import build_student
+from storage_schemas.errors import ConfigError
+from storage_schemas.label_space import LabelSpace
+
+SPACE = LabelSpace(classes=tuple(f"{v}/{i}" for v, n in (("a", 4), ("b", 9)) for i in range(n)))
+GLYPH = {
+    "builder": "pipeline.models.backbones:glyph_resnet",
+    "builder_args": {"width": 8},
+    "input": {"size": 32, "channels": 1},
+}
+HEADS = (
+    {"name": "linear"},
+    {"name": "structurally_connected", "hidden": 16, "block": 8, "self_paced": "vertical"},
+)
+
+
+@pytest.mark.parametrize("head", HEADS, ids=lambda head: head["name"])
+def test_logits_cover_the_label_space(head: dict) -> None:
+    """Both heads give logits over all classes, and a copy with the same state gives the same."""
+    config = StudentConfig(**GLYPH, head=head)
+    student, other = build_student(config, SPACE).eval(), build_student(config, SPACE).eval()
+    images = torch.randn(2, 1, 32, 32)
+    output = student(images)
+    assert output.logits.shape == (2, len(SPACE))
+    assert output.features.shape == (2, 256)
+    other.load_state_dict(student.state_dict())
+    assert torch.equal(other(images).logits, output.logits)
+    assert torch.equal(copy.deepcopy(student)(images).logits, output.logits)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    """No part of the student is cut off from the loss."""
+    student = build_student(StudentConfig(**GLYPH, head=HEADS[1]), SPACE)
+    student(torch.randn(4, 1, 32, 32)).logits.square().sum().backward()
+    assert [n for n, p in student.named_parameters() if p.grad is None] == []
+    assert "gamma_over_sqrt_classes" in student.metrics()
+
+
+def test_input_that_does_not_fit_is_found_at_once() -> None:
+    """Settings that name the wrong channels are refused before training."""
+    wrong = GLYPH | {"input": {"size": 32, "channels": 3}}
+    with pytest.raises(ConfigError, match=r"student\.builder"):
+        build_student(StudentConfig(**wrong), SPACE)
+
+
+@pytest.mark.parametrize("size", [24, 32, 33, 64])
+def test_glyph_resnet_takes_other_sizes(size: int) -> None:
+    """The 4x4 grid is reached from any image of at least 24 pixels."""
+    assert glyph_resnet(5, width=8)(torch.randn(2, 1, size, size)).shape == (2, 5)
+
+
+def test_glyph_resnet_refuses_odd_widths() -> None:
+    """The width must give whole channels in every block."""
+    with pytest.raises(ValueError, match="multiple of 8"):
+        glyph_resnet(5, width=12)

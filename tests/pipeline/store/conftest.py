@@ -1,0 +1,97 @@
+"""Small stores for the tests of pipeline.store."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from pipeline.store import SoftLabelStore, create_soft_labels, open_soft_labels
+from storage_schemas.soft_labels import SoftLabelSchema, encode
+
+Codes = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+
+
+def schema_of(**fields: Any) -> SoftLabelSchema:
+    num_classes = fields.get("num_classes", 12)
+    values: dict[str, Any] = {
+        "teacher": "birds",
+        "num_rows": 300,
+        "num_views": 2,
+        "k": 4,
+        "num_classes": num_classes,
+        "temperatures": (1.0, 2.0),
+        "shard_rows": 128,
+        "chunk_rows": 32,
+        "classes": tuple(f"birds/{i}" for i in range(num_classes)),
+        "global_ids": tuple(range(num_classes - 1, -1, -1)),
+        "fingerprint_parts": {"weights": "abc"},
+    }
+    return SoftLabelSchema.model_validate(values | fields)
+
+
+def labels_of(schema: SoftLabelSchema, rows: npt.NDArray[np.int64], view: int) -> Codes:
+    """Return the codes of rows in a view, a pure function of (row, view)."""
+    ids, gaps = schema.empty(len(rows))
+    for position, row in enumerate(rows):
+        rng = np.random.default_rng((int(row), view))
+        logits = -np.sort(-rng.normal(0, 3, schema.k))[None]
+        ratio = rng.uniform(-1, 5, (1, len(schema.temperatures)))
+        found = rng.choice(schema.num_classes, schema.k, replace=False)[None]
+        ids[position], gaps[position] = (part[0] for part in encode(schema, found, logits, ratio))
+    return ids, gaps
+
+
+def shard_labels(
+    store: SoftLabelStore, view: int, shard: int, rows: npt.NDArray[np.int64] | None = None
+) -> Codes:
+    """Return one whole shard in which the given rows (by default all) are labelled."""
+    span = store.shard_span(shard)
+    inside = np.array(span) if rows is None else rows[np.isin(rows, np.array(span))]
+    ids, gaps = store.empty_shard()
+    ids[inside - span.start], gaps[inside - span.start] = labels_of(store.schema, inside, view)
+    return ids, gaps
+
+
+def fill_store(store: SoftLabelStore, rows: npt.NDArray[np.int64] | None = None) -> None:
+    """Write every shard that holds some of the rows."""
+    for view, shard in np.ndindex(store.schema.num_views, store.schema.num_shards):
+        ids, gaps = shard_labels(store, view, shard, rows)
+        if (ids != store.schema.ids_fill).any():
+            store.write_shard(view, shard, ids, gaps)
+
+
+@pytest.fixture
+def cases() -> SimpleNamespace:
+    """The functions above: test modules do not import one another."""
+    return SimpleNamespace(
+        schema_of=schema_of,
+        labels_of=labels_of,
+        shard_labels=shard_labels,
+        fill_store=fill_store,
+    )
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A full store made once; tests work on copies, which need no sync."""
+    store = create_soft_labels(tmp_path_factory.mktemp("template") / "store.zarr", schema_of())
+    fill_store(store)
+    return store.path
+
+
+@pytest.fixture
+def empty_store(tmp_path: Path) -> SoftLabelStore:
+    return create_soft_labels(tmp_path / "birds" / "store.zarr", schema_of())
+
+
+@pytest.fixture
+def full_store(tmp_path: Path, template: Path) -> SoftLabelStore:
+    path = tmp_path / "birds" / "store.zarr"
+    shutil.copytree(template, path)
+    return open_soft_labels(path)
