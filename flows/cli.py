@@ -221,8 +221,9 @@ def init(
 ) -> None:
     """Write a project file for a folder of images, check it, and say what to fill in."""
     with _user_errors():
-        from flows import tables
         from pipeline.starting import start_project
+
+        from flows import tables
 
         _print(start_project(folder, images), as_json, tables.show_started)
 

@@ -14,12 +14,13 @@ from prefect.cache_policies import NO_CACHE
 from flows.progress import bar
 from flows.project import Loaded, load, reload
 from flows.train_student import published_runs
-from pipeline.plan import REPORT_VERSION, report_is_current
 from pipeline.store.published import PublishedLabels, open_published
 from pipeline.training.runs import (
+    REPORT_VERSION,
     StudentRun,
     evaluation_fingerprint,
     evaluation_path,
+    report_is_current,
     stale_reason,
 )
 from pipeline.workspace import Workspace, read_record, write_record

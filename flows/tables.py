@@ -105,7 +105,9 @@ def show_evaluation(evaluation: dict[str, Any]) -> None:
     total = sum(item["cost"].get("parameters", 0) for item in specialists.values())
     own = student["cost"]["parameters"]
     share = f", 1/{total / own:.1f} of them" if own else ""
-    console.print(f"parameters: {total:,} in {len(specialists)} specialists, {own:,} in the student{share}")
+    console.print(
+        f"parameters: {total:,} in {len(specialists)} specialists, {own:,} in the student{share}"
+    )
 
 
 def _weighted(specialists: dict[str, Any]) -> float | None:

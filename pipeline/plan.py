@@ -25,6 +25,7 @@ from pipeline.teachers.stores import (
 from pipeline.training.runs import (
     evaluation_fingerprint,
     evaluation_path,
+    report_is_current,
     stale_reason,
     student_runs,
     training_rows,
@@ -33,11 +34,6 @@ from pipeline.workspace import Workspace, read_record
 from storage_schemas.errors import ConcentrateError
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import TEST, TRAIN, Manifest
-
-
-# Raised when the page of the report changes; `report` then writes it again.
-REPORT_VERSION = 1
-
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedWork:
@@ -226,10 +222,3 @@ def _plan_students(
     if not evaluated or not report_is_current(Workspace(project.workspace), digest):
         work.append(PlannedWork(stage="report", target="report", reason="the newest is of others"))
     return work
-
-
-def report_is_current(workspace: Workspace, evaluation: str) -> bool:
-    """Tell whether the newest report shows this evaluation, in this version of the page."""
-    record = read_record(workspace.report / "report.json") or {}
-    wanted = {"evaluation": evaluation, "version": REPORT_VERSION}
-    return record == wanted and (workspace.report / "index.html").is_file()

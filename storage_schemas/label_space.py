@@ -202,7 +202,8 @@ class LabelMap:
 
     def to_global(self, local_ids: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
         """Map local ids of any shape to global ids."""
-        return self.global_ids[local_ids]
+        found: npt.NDArray[np.int64] = self.global_ids[local_ids]
+        return found
 
     def to_local(self, num_classes: int) -> npt.NDArray[np.int64]:
         """Return the inverse table, shape (num_classes,), -1 outside the support."""

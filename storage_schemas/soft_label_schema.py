@@ -117,6 +117,11 @@ class SoftLabelSchema(BaseModel):
         return self.k - 1 + (1 if self.activation == "sigmoid" else len(self.temperatures))
 
     @property
+    def label_bytes(self) -> int:
+        """Bytes of one label before compression."""
+        return self.k * self.ids_dtype.itemsize + self.columns * self.gaps_dtype.itemsize
+
+    @property
     def ids_dtype(self) -> np.dtype[np.uint16] | np.dtype[np.uint32]:
         """Type of `ids`; its maximum means not labelled."""
         small = self.num_classes <= LARGEST_UINT16_CLASSES

@@ -83,7 +83,10 @@ class BatchOrder:
     def __post_init__(self) -> None:
         if len(self.rows) == 0:
             raise ValueError("rows must not be empty")
-        for divisor, name in ((self.views_per_image, "views_per_image"), (self.world_size, "ranks")):
+        for divisor, name in (
+            (self.views_per_image, "views_per_image"),
+            (self.world_size, "ranks"),
+        ):
             if self.batch_size % divisor:
                 raise ValueError(
                     f"batch_size must be a multiple of {name} ({divisor}), got {self.batch_size}"

@@ -28,7 +28,6 @@ from PIL import Image, features
 
 from pipeline.config import GlyphData
 from pipeline.data.decoding import image_digest
-from pipeline.durable_files import write_durably
 from pipeline.data.glyph_classes import class_name, common_codepoints, merged_classes
 from pipeline.data.glyph_rendering import (
     RENDERING_VERSION,
@@ -37,6 +36,7 @@ from pipeline.data.glyph_rendering import (
     render_face,
 )
 from pipeline.data.source import Sample, Source
+from pipeline.durable_files import write_durably
 from storage_schemas.errors import DataError, UnreadableImageError
 from storage_schemas.fingerprint import file_digest
 from storage_schemas.label_space import canonical_digest

@@ -104,4 +104,7 @@ def batch_loader(
         multiprocessing_context="forkserver" if num_workers else None,
         prefetch_factor=4 if num_workers else None,
         pin_memory=pin_memory,
+        # Its own generator: otherwise starting a loader draws from the global one, and a resumed
+        # run would go on with other dropout masks.
+        generator=torch.Generator().manual_seed(0),
     )

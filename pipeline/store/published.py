@@ -56,10 +56,9 @@ class PublishedLabels:
         total = 0
         for index, store in enumerate(self.stores):
             schema = store.schema
-            a_row = schema.k * schema.ids_dtype.itemsize + schema.columns * schema.gaps_dtype.itemsize
             rows = routed_rows(manifest, split, self.routes[:, index])
             shards = len(np.unique(rows // schema.shard_rows))
-            total += shards * schema.shard_rows * schema.num_views * a_row
+            total += shards * schema.shard_rows * schema.num_views * schema.label_bytes
         return total
 
 
@@ -68,7 +67,7 @@ def commits_digest(store: SoftLabelStore) -> str:
     commits = store.commits
     used = np.flatnonzero(commits[:, :, 0].any(axis=0))
     last = int(used[-1]) + 1 if len(used) else 0
-    return hashlib.sha256(np.ascontiguousarray(commits[:, :last], "<u4")).hexdigest()
+    return hashlib.sha256(commits[:, :last].astype("<u4").tobytes()).hexdigest()
 
 
 def missing_labels(store: SoftLabelStore, rows: Rows) -> list[tuple[int, int]]:

@@ -1,0 +1,1 @@
+"""Teachers: built, loaded, trained where they come without weights, and run once."""

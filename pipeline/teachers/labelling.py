@@ -66,7 +66,7 @@ class _RowBatches(Dataset[Tensor]):
         """Return (views, B, channels, S, S) for (B,) rows, each image decoded once."""
         m = len(self.views)
         pixels = self.reader.read(np.repeat(rows, m), np.tile(self.views, len(rows)))
-        return pixels.unflatten(0, (len(rows), m)).transpose(0, 1)
+        return pixels.reshape(len(rows), m, *pixels.shape[1:]).transpose(0, 1)
 
 
 @functools.lru_cache(maxsize=1)
@@ -209,7 +209,7 @@ def _row_batches(
     yield from DataLoader(
         _RowBatches(reader, views),
         batch_size=None,
-        sampler=batches,  # type: ignore[arg-type]  # any sized iterable of indices serves
+        sampler=batches,
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,
         pin_memory=device.type == "cuda",

@@ -88,9 +88,8 @@ def read_class_list(path: Path, owner: str) -> tuple[str, ...]:
 def _label_map(config: TeacherConfig, space: LabelSpace) -> LabelMap:
     owner = f"teachers.{config.name}"
     if isinstance(config.classes, VerticalClasses):
-        vertical = config.classes.vertical
-        names = [space.classes[i] for i in space.classes_in(vertical)]
-        return LabelMap.from_names(space, names, owner=owner, vertical=vertical)
+        names = [space.classes[i] for i in space.classes_in(config.classes.vertical)]
+        return LabelMap.from_names(space, names, owner=owner)
     names = (
         list(read_class_list(config.classes, owner))
         if isinstance(config.classes, Path)
@@ -158,4 +157,3 @@ def resolve_teachers(
 ) -> tuple[TeacherSpec, ...]:
     """Resolve all teachers, in the order of the project file."""
     return tuple(resolve_teacher(project, c, space, manifest) for c in project.teachers)
-

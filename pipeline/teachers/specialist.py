@@ -64,9 +64,7 @@ def train_specialist(
         )
     config = spec.training
     torch.manual_seed(config.seed)
-    network = build_classifier(
-        spec.config.builder, len(spec.label_map), spec.config.builder_args
-    )
+    network = build_classifier(spec.config.builder, len(spec.label_map), spec.config.builder_args)
     probe(network, spec.config.input, len(spec.label_map), owner=f"teachers.{spec.name}")
     local = np.append(spec.label_map.to_local(spec.num_classes), -1)
     reader = ViewReader(
@@ -116,4 +114,3 @@ def train_specialist(
     }
     write_record(spec.folder / "record.json", record)
     return record
-

@@ -156,10 +156,7 @@ def work_groups(work: list[ShardWork], labels_per_group: int) -> list[list[Shard
 
 def label_bytes(schema: SoftLabelSchema, labels: int) -> int:
     """Return the bytes that this many labels take before compression: an upper bound."""
-    per_label = (
-        schema.k * schema.ids_dtype.itemsize + schema.columns * schema.gaps_dtype.itemsize
-    )
-    return labels * per_label
+    return labels * schema.label_bytes
 
 
 def free_bytes(path: Path) -> int:

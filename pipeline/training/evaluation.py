@@ -83,9 +83,7 @@ def predict_rows(
     rows = manifest.rows(TEST)
     rows = rows[manifest.labels[rows] >= 0]
     if len(rows) == 0:
-        raise DataError(
-            "there is no labelled test image; set data.test_fraction or data.test_root"
-        )
+        raise DataError("there is no labelled test image; set data.test_fraction or data.test_root")
     device = pick_device(project.runtime.device)
     student = load_student(run, space).to(device)
     reader = ViewReader(
@@ -98,7 +96,7 @@ def predict_rows(
     loader = DataLoader(
         _TestImages(reader),
         batch_size=None,
-        sampler=batches,  # type: ignore[arg-type]  # any sized iterable of indices serves
+        sampler=batches,
         num_workers=project.runtime.num_workers,
         multiprocessing_context="forkserver" if project.runtime.num_workers else None,
     )
@@ -137,6 +135,7 @@ def evaluate_predictions(
     inside = metrics.group_top_k_correct(logits, labels, vertical_of)
     probabilities = logits.softmax(dim=1)
     confidence, predicted = probabilities.max(dim=1)
+    relevant = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], True)
     by_vertical = {}
     for index, name in enumerate(space.verticals):
         here = vertical == index
@@ -155,7 +154,11 @@ def evaluate_predictions(
         "top5": _percent(top5),
         "top1_inside": _percent(inside),
         "mpvap": round(
-            100 * float(metrics.mean_per_vertical_average_precision(logits, labels, vertical_of)), 3
+            100
+            * float(
+                metrics.mean_per_vertical_average_precision(probabilities, relevant, vertical_of)
+            ),
+            3,
         ),
         "calibration_error": round(
             100 * float(metrics.expected_calibration_error(confidence, top1)), 3
@@ -199,7 +202,9 @@ def evaluate_specialists(
             "images": len(here),
             "top1": _percent(torch.from_numpy(ids[:, 0] == labels)),
             "top5": _percent(torch.from_numpy((ids[:, :TOP] == labels[:, None]).any(axis=1))),
-            "verticals": sorted({space.classes[i].partition("/")[0] for i in store.label_map.support}),
+            "verticals": sorted(
+                {space.classes[i].partition("/")[0] for i in store.label_map.support}
+            ),
         }
     return found
 

@@ -205,7 +205,7 @@ def _step(
     terms = run.objective(output, targets)
     loss = total_loss(terms)
     run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     if config.clip_norm is not None:
         parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, config.clip_norm)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from pipeline.config import AdamWConfig, ScheduleConfig, SGDConfig
 
@@ -82,7 +82,18 @@ def build_schedule(
 
 
 def build_average(model: nn.Module, decay: float | None) -> AveragedModel | None:
-    """Return the exponential moving average of weights and buffers, or None without a decay."""
+    """Return the exponential moving average of weights and buffers, or None without a decay.
+
+    Whole numbers (counters, index tables) are copied: an average of them means nothing.
+    """
     if decay is None:
         return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], _: object) -> None:
+        for mean, value in zip(averaged, current, strict=True):
+            if mean.is_floating_point():
+                mean.lerp_(value.to(mean.dtype), 1 - decay)
+            else:
+                mean.copy_(value)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)

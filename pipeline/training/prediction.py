@@ -46,10 +46,8 @@ def load_student_folder(folder: Path) -> tuple[Student, StudentConfig, LabelSpac
     Raises:
         TrainingError: If the folder is damaged.
     """
-    record = read_record(folder / "student.json")
+    record = read_record(folder / "student.json") or {}
     try:
-        if record is None:
-            raise ValueError("student.json is absent or torn")
         config = StudentConfig.model_validate(record["student"])
         space = LabelSpace.from_dict(record["label_space"])
         student = build_student(config, space)
@@ -66,9 +64,7 @@ def _read(path: Path) -> Image.Image:
         raise UnreadableImageError(f"{path} cannot be read: {error}") from error
 
 
-def predict_images(
-    folder: Path, images: Sequence[Path], *, top: int = 5
-) -> list[dict[str, Any]]:
+def predict_images(folder: Path, images: Sequence[Path], *, top: int = 5) -> list[dict[str, Any]]:
     """Return the top classes of image files.
 
     Args:

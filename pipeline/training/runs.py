@@ -25,6 +25,9 @@ Role = Literal["student", "control"]
 # Raised when the same student would be evaluated to other numbers.
 EVALUATION_VERSION = 1
 
+# Raised when the page of the report changes; `report` then writes it again.
+REPORT_VERSION = 1
+
 # Cadences and memory do not change the weights.
 _NOT_IN_FINGERPRINT = {
     "name",
@@ -110,7 +113,8 @@ def training_rows(manifest: Manifest, published: PublishedLabels) -> npt.NDArray
     rows = manifest.rows(TRAIN)
     if published.routes is None:
         return rows
-    return rows[published.routes.any(axis=1)[manifest.labels[rows]]]
+    routed: npt.NDArray[np.bool_] = np.logical_or.reduce(published.routes, axis=1)
+    return rows[routed[manifest.labels[rows]]]
 
 
 def evaluation_fingerprint(
@@ -140,6 +144,13 @@ def evaluation_path(run: StudentRun) -> Path:
     return run.folder / "evaluation.json"
 
 
+def report_is_current(workspace: Workspace, evaluation: str) -> bool:
+    """Tell whether the newest report shows this evaluation, in this version of the page."""
+    record = read_record(workspace.report / "report.json") or {}
+    wanted = {"evaluation": evaluation, "version": REPORT_VERSION}
+    return record == wanted and (workspace.report / "index.html").is_file()
+
+
 def stale_reason(run: StudentRun) -> str | None:
     """Return why a run must be done, or None when it is finished."""
     if run.record is not None:
@@ -147,11 +158,14 @@ def stale_reason(run: StudentRun) -> str | None:
     if (run.folder / "checkpoints").exists():
         return "training was interrupted; it goes on from the newest checkpoint"
     records = [read_record(path) for path in run.folder.parent.glob("*/student.json")]
-    finished = [record for record in records if record is not None and "parts" in record]
+    finished: list[dict[str, Any]] = [
+        record for record in records if record is not None and "parts" in record
+    ]
     if not finished:
         return "not trained yet"
-    changes = [_changes(record["parts"], run.parts) for record in finished]
-    return f"changed since the nearest finished run: {', '.join(min(changes, key=len))}"
+    changes: list[list[str]] = [_changes(record["parts"], run.parts) for record in finished]
+    nearest = min(changes, key=lambda change: len(change))
+    return f"changed since the nearest finished run: {', '.join(nearest)}"
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -7,7 +7,6 @@ out: teachers; nothing here imports `pipeline.teachers`, and a test holds that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from pipeline.workspace import write_record
 from storage_schemas.errors import ConfigError, DataError
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import TRAIN, Manifest
+
 
 def _signals(
     run: StudentRun, manifest: Manifest, published: PublishedLabels, reader: ViewReader
@@ -148,5 +148,3 @@ def train_student(
     }
     write_record(run.folder / "student.json", record)
     return record
-
-

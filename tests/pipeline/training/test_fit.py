@@ -1,0 +1,294 @@
+"""The training loop: resume, averaging, logging, refusals."""
+
+from __future__ import annotations
+
+import math
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import (
+    AdamWConfig,
+    HardLabels,
+    ScheduleConfig,
+    SGDConfig,
+    SoftLabels,
+    TrainingConfig,
+)
+from pipeline.data.epoch_order import BatchOrder
+from pipeline.data.loader import BatchDataset
+from pipeline.objectives import build_objective
+from pipeline.objectives.base import LabelContext, StudentOutput, TargetBatch
+from pipeline.training.checkpoints import load_newest_checkpoint, save_checkpoint
+from pipeline.training.fit import fit
+from pipeline.training.metrics_log import read_metrics
+from pipeline.training.optimization import build_average, learning_rate_share, parameter_groups
+from pipeline.training.stage import Stage
+from storage_schemas.errors import TrainingError
+
+CLASSES = 5
+
+
+class TinyStudent(nn.Module):
+    """Convolution, batch norm and dropout: everything that a resume can get wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.dropout = nn.Dropout(0.3)
+        self.fc = nn.Linear(4, CLASSES)
+
+    def forward(self, images):
+        features = self.norm(self.conv(images)).relu().mean(dim=(2, 3))
+        return StudentOutput(logits=self.fc(self.dropout(features)), features=features)
+
+
+def read_images(rows, views):
+    """Images as a function of row and view."""
+    generator = torch.Generator()
+    images = []
+    for row, view in zip(rows.tolist(), views.tolist(), strict=True):
+        generator.manual_seed(row * 1000 + view)
+        image = torch.randn(1, 8, 8, generator=generator)
+        images.append(image + (row % CLASSES))
+    return torch.stack(images)
+
+
+def fetch_targets(rows, views):
+    """The class of a row is its number modulo the classes."""
+    return TargetBatch(labels=torch.from_numpy(rows % CLASSES))
+
+
+def make_stage(epochs=3, config=None):
+    """A stage of hard labels."""
+    context = LabelContext(
+        num_classes=CLASSES, vertical_of=torch.zeros(CLASSES, dtype=torch.int64), supports=()
+    )
+    objective = build_objective(config or HardLabels(name="hard_labels"), context)
+    return Stage(name="student", objective=objective, epochs=epochs)
+
+
+def run_fit(folder, *, epochs=3, config=None, read=read_images, report=None, num_workers=0):
+    """Train a tiny student from fixed weights."""
+    torch.manual_seed(1)
+    model = TinyStudent()
+    order = BatchOrder(rows=np.arange(60, dtype=np.int64), batch_size=10, views=2, seed=3)
+    config = config or TrainingConfig(
+        ema_decay=0.9, clip_norm=1.0, checkpoint_every_steps=4, log_every_steps=2
+    )
+    result = fit(
+        model,
+        make_stage(epochs),
+        BatchDataset(read, fetch_targets),
+        order,
+        config,
+        Path(folder),
+        device=torch.device("cpu"),
+        num_workers=num_workers,
+        report=report,
+    )
+    return model, result
+
+
+def weights_of(model, result):
+    """All tensors of the model and of its average."""
+    return [t.clone() for t in (*model.state_dict().values(), *result.model.state_dict().values())]
+
+
+KILLED = """
+    import importlib.util, os, signal, sys
+    spec = importlib.util.spec_from_file_location("test_fit", {file!r})
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["test_fit"] = module
+    spec.loader.exec_module(module)
+
+    def report(step, total, values):
+        print(step, flush=True)
+        if step == {kill_at}:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    module.run_fit({folder!r}, report=report)
+"""
+
+
+@pytest.mark.parametrize("kill_at", [2, 4, 11])
+def test_killed_run_ends_with_the_same_weights(tmp_path, kill_at):
+    """A run that is killed with SIGKILL and resumed ends bitwise like one that was not."""
+    whole = weights_of(*run_fit(tmp_path / "whole"))
+    script = KILLED.format(file=__file__, folder=str(tmp_path / "killed"), kill_at=kill_at)
+    process = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert process.stdout.split()[-1] == str(kill_at)
+    model, result = run_fit(tmp_path / "killed")
+    assert result.resumed_from == kill_at // 4 * 4
+    for mine, other in zip(weights_of(model, result), whole, strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_resumed_log_has_each_step_once(tmp_path):
+    """The metrics of a resumed run equal those of an undisturbed one, step by step."""
+    run_fit(tmp_path / "whole")
+    stop = {"at": 11}
+
+    def report(step, total, values):
+        if step == stop["at"]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_fit(tmp_path / "stopped", report=report)
+    run_fit(tmp_path / "stopped")
+    whole = {row["step"]: row["loss"] for row in read_metrics(tmp_path / "whole/metrics.csv")}
+    again = [(row["step"], row["loss"]) for row in read_metrics(tmp_path / "stopped/metrics.csv")]
+    assert [step for step, _ in again] == sorted({step for step, _ in again})
+    for step, loss in again:
+        if step in whole:
+            assert loss == whole[step]
+
+
+def test_finished_run_does_not_train_again(tmp_path):
+    """Calling fit on a finished run changes nothing."""
+    first = weights_of(*run_fit(tmp_path))
+    model, result = run_fit(tmp_path)
+    assert result.images == 0
+    for mine, other in zip(weights_of(model, result), first, strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_workers_do_not_change_the_result(tmp_path):
+    """Loader processes give the same weights as none."""
+    alone = weights_of(*run_fit(tmp_path / "0", epochs=1))
+    helped = weights_of(*run_fit(tmp_path / "2", epochs=1, num_workers=2))
+    for mine, other in zip(alone, helped, strict=True):
+        assert torch.equal(mine, other)
+
+
+def test_learns(tmp_path):
+    """The loss falls on data that can be learnt."""
+    config = TrainingConfig(optimizer=AdamWConfig(lr=0.03), log_every_steps=1)
+    run_fit(tmp_path, epochs=20, config=config)
+    losses = [row["loss"] for row in read_metrics(tmp_path / "metrics.csv")]
+    assert np.mean(losses[-6:]) < 0.6 * np.mean(losses[:6])
+
+
+def test_tensorboard_files_are_written(tmp_path):
+    """Scalars go to TensorBoard beside the CSV file."""
+    run_fit(tmp_path, epochs=1)
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_loss_that_is_not_finite_stops_with_its_steps(tmp_path):
+    """A NaN loss names the interval of steps, and no checkpoint of it is kept."""
+
+    def poisoned(rows, views):
+        images = read_images(rows, views)
+        return images * float("nan") if 7 in rows else images
+
+    config = TrainingConfig(log_every_steps=1, checkpoint_every_steps=1)
+    with pytest.raises(TrainingError, match=r"loss must be finite, got nan within steps \d+ to"):
+        run_fit(tmp_path, config=config, read=poisoned)
+    state = load_newest_checkpoint(tmp_path / "checkpoints", map_location=torch.device("cpu"))
+    if state is not None:
+        assert all(torch.isfinite(t).all() for t in state["model"].values())
+
+
+def test_objective_that_lacks_a_signal_is_refused_before_training():
+    """A source without soft labels is refused, and the message says what to run."""
+    stage = make_stage(config=SoftLabels(name="soft_labels"))
+    with pytest.raises(TrainingError, match=r"\['soft'\] missing; run `concentrate label`"):
+        stage.check_signals(frozenset({"labels"}))
+
+
+def test_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path):
+    """The newest readable checkpoint is used; if none can be read, that is said."""
+    save_checkpoint(tmp_path, 1, {"step": 1}, keep=5)
+    newest = save_checkpoint(tmp_path, 2, {"step": 2}, keep=5)
+    newest.write_bytes(newest.read_bytes()[:50])
+    device = torch.device("cpu")
+    assert load_newest_checkpoint(tmp_path, map_location=device) == {"step": 1}
+    (tmp_path / "step-000000001.pt").write_bytes(b"")
+    with pytest.raises(TrainingError, match="no checkpoint can be read"):
+        load_newest_checkpoint(tmp_path, map_location=device)
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    """Old checkpoints are removed, and no temporary file is left."""
+    for step in range(1, 6):
+        save_checkpoint(tmp_path, step, {"step": step}, keep=2)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["step-000000004.pt", "step-000000005.pt"]
+
+
+@pytest.mark.parametrize("name", ["cosine", "one_cycle", "constant"])
+def test_schedules_rise_and_fall(name):
+    """Every schedule starts low, reaches its peak after the warm-up, and ends where it says."""
+    config = ScheduleConfig(name=name, warmup=0.1, final=0.02)
+    shares = [learning_rate_share(config, step, 100) for step in range(100)]
+    assert shares[0] < 0.2
+    assert max(shares) == pytest.approx(1.0)
+    assert shares[9] == pytest.approx(1.0)
+    if name != "constant":
+        assert shares[-1] == pytest.approx(0.02, abs=0.01)
+        assert all(a >= b for a, b in zip(shares[9:], shares[10:], strict=False))
+
+
+def test_scales_biases_and_norms_have_no_weight_decay():
+    """Only weights of two or more dimensions decay, minus what a module exempts."""
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gamma = nn.Parameter(torch.ones(3, 1))
+            self.weight = nn.Parameter(torch.ones(3, 3))
+
+        def no_weight_decay(self):
+            return {"gamma"}
+
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), Head())
+    decayed, free = parameter_groups([model], 0.1)
+    assert decayed["weight_decay"] == 0.1
+    assert [tuple(p.shape) for p in decayed["params"]] == [(2, 2), (3, 3)]
+    assert free["weight_decay"] == 0.0
+    assert len(free["params"]) == 4
+
+
+def test_average_follows_the_formula_and_copies_whole_numbers():
+    """The average is decay * old + (1 - decay) * new, and integer buffers are copied."""
+    model = nn.BatchNorm1d(2)
+    model.register_buffer("table", torch.arange(200_000))
+    average = build_average(model, 0.9)
+    average.update_parameters(model)
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    average.update_parameters(model)
+    assert torch.allclose(average.module.weight, torch.full((2,), 0.9 * 1 + 0.1 * 2))
+    assert torch.equal(average.module.table, torch.arange(200_000))
+
+
+def test_sgd_trains(tmp_path):
+    """SGD with momentum runs through the same loop."""
+    config = TrainingConfig(optimizer=SGDConfig(name="sgd", lr=0.05), log_every_steps=1)
+    run_fit(tmp_path, epochs=10, config=config)
+    losses = [row["loss"] for row in read_metrics(tmp_path / "metrics.csv")]
+    assert math.isfinite(losses[-1])
+    assert np.mean(losses[-6:]) < np.mean(losses[:6])
+
+
+def test_bfloat16_autocast_trains_on_a_cpu(tmp_path):
+    """Mixed precision runs on a CPU and keeps the loss finite."""
+    config = TrainingConfig(precision="bfloat16", log_every_steps=1)
+    run_fit(tmp_path, epochs=1, config=config)
+    assert all(math.isfinite(row["loss"]) for row in read_metrics(tmp_path / "metrics.csv"))
