@@ -35,6 +35,7 @@ from storage_schemas.errors import ConcentrateError
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import TEST, TRAIN, Manifest
 
+
 @dataclass(frozen=True, kw_only=True)
 class PlannedWork:
     """One piece of work that is missing or stale.

@@ -15,9 +15,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("storage_schemas", "pipeline", "flows")
 
 SCHEMAS = {"numpy", "pydantic", "pydantic_core", "storage_schemas"}
-PIPELINE = SCHEMAS | {
-    "pipeline", "torch", "torchvision", "PIL", "pyarrow", "safetensors", "yaml", "fontTools", "timm",
-}  # fmt: skip
+PIPELINE = SCHEMAS | {"pipeline", "torch", "torchvision", "timm", "safetensors"}
+PIPELINE |= {"PIL", "fontTools", "pyarrow", "yaml"}
 MAY_IMPORT = {
     "storage_schemas": SCHEMAS,
     "pipeline": PIPELINE,

@@ -99,7 +99,10 @@ def detect_layout(images: Path) -> FolderLayout:
     is_split = len(trains) == 1 and set(top.values()) <= {*_TRAIN_FOLDERS, *_TEST_FOLDERS}
     if not is_split or (trains[0],) in folders:
         return FolderLayout(root=images, vertical_depth=_vertical_depth(folders))
-    below = {name: {f[1:] for f in folders if f[0] == name and len(f) > 1} for name in top}
+    below: dict[str, dict[tuple[str, ...], int]] = {name: {} for name in top}
+    for folder, count in folders.items():
+        if len(folder) > 1:
+            below[folder[0]][folder[1:]] = count
     known = {folder[0] for folder in below[trains[0]]}
     tests = [
         name
@@ -114,23 +117,18 @@ def detect_layout(images: Path) -> FolderLayout:
     )
 
 
-def _folders(root: Path) -> set[tuple[str, ...]]:
-    """Return the relative folders that directly hold images, the root itself excepted."""
+def _folders(root: Path) -> Counter[tuple[str, ...]]:
+    """Count the images that lie directly in each folder, the root itself excepted."""
     keys = (sample.key for sample in ImageFolderSource(root=root).samples())
-    return {tuple(key.split("/")[:-1]) for key in keys} - {()}
+    return Counter(tuple(folder) for key in keys if (folder := key.split("/")[:-1]))
 
 
-def _vertical_depth(folders: set[tuple[str, ...]]) -> int:
-    """Return 1 where most first-level folders hold their images in folders of different names."""
-    direct = {folder[0] for folder in folders if len(folder) == 1}
-    below: dict[str, set[str]] = {}
-    for folder in folders:
-        if len(folder) > 1:
-            below.setdefault(folder[0], set()).add(folder[1])
-    inner = set.union(set(), *below.values())
-    is_deep = len(below.keys() - direct) > len(direct)
+def _vertical_depth(folders: Mapping[tuple[str, ...], int]) -> int:
+    """Return 1 where most images lie two levels down, in folders of different names."""
+    inner = {folder[1] for folder in folders if len(folder) > 1}
+    deep = sum(count for folder, count in folders.items() if len(folder) > 1)
     # class/images/*.jpg: a folder that all classes have is no class.
-    return 1 if is_deep and len(inner) > 1 else 0
+    return 1 if 2 * deep > sum(folders.values()) and len(inner) > 1 else 0
 
 
 def look_into(layout: FolderLayout) -> FolderContents:

@@ -166,7 +166,7 @@ def label_shards(
         rows = rows_of_teacher[inside]
         ids, gaps = store.empty_shard(len(item.views))
         done = 0
-        for pixels in _row_batches(project, reader, spec, rows, item.views, device):
+        for pixels in row_batches(project, reader, spec, rows, item.views, device):
             batch = rows[done : done + pixels.shape[1]]
             for position, view in enumerate(item.views):
                 with torch.inference_mode():
@@ -195,7 +195,7 @@ def label_shards(
     return LabelCounts(shards=shards, labels=labels, seconds=time.perf_counter() - started)
 
 
-def _row_batches(
+def row_batches(
     project: Project,
     reader: ViewReader,
     spec: TeacherSpec,

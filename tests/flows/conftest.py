@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import Result
 from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from torchvision import models
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 # Before anything imports Prefect: nothing of the user's own server, home or telemetry.
 _HOME = tempfile.mkdtemp(prefix="prefect-test-")
@@ -69,7 +68,8 @@ runtime: {device: cpu}
 def draw(name: str, number: int, side: int = 32) -> Image.Image:
     """Return a coloured picture of a class; the number changes colours and place."""
     rng = np.random.default_rng([number, len(name), ord(name[0])])
-    paper, ink = (tuple(int(v) for v in rng.integers(*limits, 3)) for limits in ((160, 256), (0, 110)))
+    paper = tuple(int(v) for v in rng.integers(160, 256, 3))
+    ink = tuple(int(v) for v in rng.integers(0, 110, 3))
     image = Image.new("RGB", (side, side), paper)
     pen = ImageDraw.Draw(image)
     left, top = (int(v) for v in rng.integers(2, side // 4, 2))
@@ -160,6 +160,7 @@ class Steps:
     results: dict[str, Result] = field(default_factory=dict)
 
     ORDER = (
+        "init",
         "plan",
         "specialists",
         "label",
@@ -169,6 +170,7 @@ class Steps:
         "evaluate",
         "report",
         "run_again",
+        "plan_again",
         "inspect",
         "predict",
         "run",
@@ -178,8 +180,8 @@ class Steps:
         """Return the command line of a step: the verb's own example wherever it has one."""
         if step == "label_all":
             return "concentrate label project.yaml --json"
-        if step == "run_again":
-            return "concentrate run project.yaml --json"
+        if step.endswith("_again"):
+            return f"concentrate {step.removesuffix('_again')} project.yaml --json"
         line = example(step)
         for word, path in (
             ("STORE", next(self.folder.glob("work/labels/letters/*.zarr"), None)),
@@ -196,7 +198,7 @@ class Steps:
                 self.results[name] = invoke(self.folder, self.line(name))
                 assert self.results[name].exit_code == 0, (
                     f"{self.line(name)}\n{self.results[name].output}"
-                ) 
+                )
         return self.results[step]
 
     def json(self, step: str) -> Any:

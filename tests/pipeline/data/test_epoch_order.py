@@ -20,9 +20,7 @@ ROWS = np.arange(3, 1003, dtype=np.int64)
 )
 def test_every_epoch_visits_every_row_once(seed, epoch, shard_rows, window):
     """Shuffled rows are a permutation of the rows, globally and in windows."""
-    order = shuffled_rows(
-        ROWS, seed=seed, epoch=epoch, shard_rows=shard_rows, window_shards=window
-    )
+    order = shuffled_rows(ROWS, seed=seed, epoch=epoch, shard_rows=shard_rows, window_shards=window)
     assert np.array_equal(np.sort(order), ROWS)
 
 

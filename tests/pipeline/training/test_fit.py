@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -242,7 +243,7 @@ def test_schedules_rise_and_fall(name):
     assert shares[9] == pytest.approx(1.0)
     if name != "constant":
         assert shares[-1] == pytest.approx(0.02, abs=0.01)
-        assert all(a >= b for a, b in zip(shares[9:], shares[10:], strict=False))
+        assert all(a >= b for a, b in pairwise(shares[9:]))
 
 
 def test_scales_biases_and_norms_have_no_weight_decay():

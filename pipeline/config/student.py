@@ -1,0 +1,89 @@
+"""The student: its head, its objective, its training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.config.base import Fraction, Name, PositiveInt, Settings
+from pipeline.config.training import InputConfig, TrainingConfig
+
+
+class LinearHead(Settings):
+    """One dense layer from the pooled features to all classes."""
+
+    name: Literal["linear"] = "linear"
+
+
+class StructurallyConnectedHead(Settings):
+    """FC(s1)-SC(s2, x) of Knowledge Concentration: one shared layer, one block per vertical."""
+
+    name: Literal["structurally_connected"]
+    hidden: PositiveInt = Field(512, description="s1: width of the shared layer")
+    block: PositiveInt = Field(128, description="s2: width each vertical's logits see")
+    shared: int = Field(0, ge=0, description="x: how many of the s2 units all verticals share")
+    self_paced: Literal["none", "vertical", "class"] = Field(
+        "none", description="learned scale on each vertical's L2-normalised logits"
+    )
+    self_paced_init: float = Field(1.0, gt=0, description="multiple of sqrt(N_v) at the start")
+
+    @model_validator(mode="after")
+    def _shared_units_fit(self) -> StructurallyConnectedHead:
+        if self.shared > self.block:
+            raise ValueError(
+                f"shared must be at most block ({self.block} units), got {self.shared}"
+            )
+        return self
+
+
+class HardLabels(Settings):
+    """The control: cross-entropy with the human labels."""
+
+    name: Literal["hard_labels"]
+    label_smoothing: Fraction = 0.0
+
+
+class SoftLabels(Settings):
+    """Sparse KL to the teachers' soft labels over all classes."""
+
+    name: Literal["soft_labels"]
+    temperature: float = Field(1.0, gt=0)
+    tail: Literal["uniform", "bucket", "drop"] = "uniform"
+    hard_weight: float = Field(0.0, ge=0, description="weight of an added hard-label loss")
+
+
+class KnowledgeConcentration(Settings):
+    """Knowledge Concentration (Gao et al. 2017), in either of two forms."""
+
+    name: Literal["knowledge_concentration"]
+    form: Literal["softmax", "sigmoid"] = "softmax"
+    temperature: float = Field(1.0, gt=0)
+    tail: Literal["uniform", "bucket", "drop"] = "uniform"
+    vertical_weight: float = Field(
+        1.0, ge=0, description="softmax form: weight of the loss that picks the vertical"
+    )
+    hard_weight: float = Field(0.0, ge=0)
+
+
+ObjectiveConfig = Annotated[
+    HardLabels | SoftLabels | KnowledgeConcentration, Field(discriminator="name")
+]
+
+
+class StudentConfig(TrainingConfig):
+    """The one network that learns all classes, and how."""
+
+    name: Name = "student"
+    builder: str = "torchvision:resnet18"
+    builder_args: dict[str, Any] = Field(default_factory=dict)
+    input: InputConfig = InputConfig()
+    head: Annotated[LinearHead | StructurallyConnectedHead, Field(discriminator="name")] = (
+        LinearHead()
+    )
+    objective: ObjectiveConfig = SoftLabels(name="soft_labels")
+    views_per_image: PositiveInt = Field(1, description="views drawn from one decoded image")
+    control: bool = Field(True, description="also train the same network on hard labels")
+    memory_budget_mb: int = Field(
+        2048, ge=1, description="stored labels held in memory; above it, shards are streamed"
+    )

@@ -1,0 +1,152 @@
+"""What the report reads from the workspace beside the evaluation.
+
+In: learning curves, summaries of the published stores, the quarantine table, as values. Left out:
+how they are shown, and the images of samples (samples.py). What is missing or damaged becomes a
+sentence in the page; it never stops the report.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.config import Project
+from pipeline.store import StoreSummary, inspect_store, open_soft_labels
+from pipeline.store.published import published_path
+from pipeline.workspace import Workspace
+from storage_schemas.errors import ConcentrateError
+from storage_schemas.manifest import TEST, TRAIN
+
+TAIL_EDGES = np.linspace(-6.0, 0.0, 25)
+TAIL_SHARDS = 8
+QUARANTINE_SHOWN = 10
+# Beside these, a column of metrics.csv may be a metric of the head.
+_TERM = "_loss"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherLabels:
+    """The published stores of one teacher.
+
+    Attributes:
+        teacher: Its name.
+        train: Summary of the train store; None when it cannot be read.
+        test: Summary of the test store; None when it cannot be read.
+        tail_counts: Labels per bin of log10 tail mass, from up to `TAIL_SHARDS` train shards;
+            the first bin also holds what is smaller. Empty when there is no tail.
+        problem: Why a summary is missing.
+    """
+
+    teacher: str
+    train: StoreSummary | None = None
+    test: StoreSummary | None = None
+    tail_counts: tuple[int, ...] = ()
+    problem: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quarantine:
+    """Files that do not decode.
+
+    Attributes:
+        total: How many.
+        first: (path, reason) of the first ones.
+    """
+
+    total: int = 0
+    first: tuple[tuple[str, str], ...] = ()
+
+
+def read_curves(path: Path) -> dict[str, list[float]]:
+    """Return `epoch`, `loss` and the loss terms of a `metrics.csv`, as equally long columns.
+
+    Rows that are torn or not finite are left out. Empty when nothing can be read. This does not
+    use `pipeline.training.metrics_log`, which loads torch.
+    """
+    columns: dict[str, list[float]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            names = [n for n in rows.fieldnames or () if n in ("epoch", "loss") or _is_term(n)]
+            if not {"epoch", "loss"} <= set(names):
+                return {}
+            columns = {name: [] for name in ("epoch", "loss", *names)}
+            for row in rows:
+                values = _floats(row, columns)
+                if values is not None:
+                    for name, value in values.items():
+                        columns[name].append(value)
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return {}
+    return columns if columns["epoch"] else {}
+
+
+def _is_term(name: str) -> bool:
+    return name.endswith(_TERM) and name != "loss"
+
+
+def _floats(row: dict[str, str], names: dict[str, list[float]]) -> dict[str, float] | None:
+    try:
+        values = {name: float(row[name]) for name in names}
+    except (TypeError, ValueError):
+        return None
+    return values if all(math.isfinite(value) for value in values.values()) else None
+
+
+def read_labels(project: Project) -> list[TeacherLabels]:
+    """Return what the published stores hold, one entry per teacher of the project."""
+    return [_teacher_labels(project, teacher.name) for teacher in project.teachers]
+
+
+def _teacher_labels(project: Project, teacher: str) -> TeacherLabels:
+    workspace = Workspace(project.workspace)
+    try:
+        paths = [published_path(workspace, teacher, split) for split in (TRAIN, TEST)]
+        train, test = (inspect_store(path) if path is not None else None for path in paths)
+        tails = _tail_counts(paths[0]) if paths[0] is not None else np.zeros(0, np.int64)
+    except (ConcentrateError, OSError) as error:
+        return TeacherLabels(teacher=teacher, problem=str(error))
+    return TeacherLabels(
+        teacher=teacher,
+        train=train,
+        test=test,
+        tail_counts=tuple(tails.tolist()) if tails.any() else (),
+        problem=None if train is not None else "nothing is published",
+    )
+
+
+def _tail_counts(path: Path) -> npt.NDArray[np.int64]:
+    store = open_soft_labels(path)
+    counts = np.zeros(len(TAIL_EDGES) - 1, dtype=np.int64)
+    if store.schema.activation == "sigmoid" or store.schema.k >= store.schema.num_classes:
+        return counts
+    written = np.argwhere(store.commits[:, :, 0] > 0)
+    chosen = np.unique(np.linspace(0, len(written) - 1, min(len(written), TAIL_SHARDS)).astype(int))
+    for view, shard in written[chosen]:
+        ids, gaps = store.read_shard(int(view), int(shard))
+        labelled = ids[:, 0] != store.schema.ids_fill
+        found = store.decode(ids[labelled], gaps[labelled], store.schema.temperatures[0])
+        logs = np.clip(found.log_tail / np.log(10), TAIL_EDGES[0], TAIL_EDGES[-1])
+        counts += np.histogram(logs, bins=TAIL_EDGES)[0]
+    return counts
+
+
+def read_quarantine(workspace: Path) -> Quarantine:
+    """Return how many files are in quarantine, and the first of them."""
+    first: list[tuple[str, str]] = []
+    total = 0
+    path = Workspace(workspace).data / "quarantine.csv"
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            for row in csv.DictReader(file):
+                total += 1
+                if len(first) < QUARANTINE_SHOWN:
+                    first.append((row.get("path") or "", row.get("reason") or ""))
+    except (OSError, csv.Error):
+        pass
+    return Quarantine(total=total, first=tuple(first))

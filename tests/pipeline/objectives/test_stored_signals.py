@@ -1,0 +1,117 @@
+"""Targets of (row, view) pairs, joined from several stores."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.objectives.stored_signals import StoredSignals
+from pipeline.store import create_soft_labels
+from storage_schemas.errors import MissingLabelError
+from storage_schemas.soft_labels import SoftLabelSchema, encode
+
+CLASSES = 6
+LABELS = np.array([0, 0, 1, 2, 3, 3, 4, 5, -1, 5], np.int32)
+
+
+def make_store(folder, name, global_ids, rows, k):
+    """A store in which the label of (row, view) can be told from its ids."""
+    schema = SoftLabelSchema(
+        teacher=name,
+        num_rows=len(LABELS),
+        num_views=2,
+        k=k,
+        num_classes=len(global_ids),
+        shard_rows=16,
+        chunk_rows=16,
+        classes=tuple(f"v/{i}" for i in global_ids),
+        global_ids=tuple(global_ids),
+        fingerprint_parts={"teacher": name},
+    )
+    store = create_soft_labels(folder / f"{name}.zarr", schema)
+    for view in range(2):
+        ids, gaps = store.empty_shard()
+        for row in rows:
+            order = np.roll(np.arange(len(global_ids)), row + view)[:k]
+            ids[row], gaps[row] = encode(
+                schema,
+                order[None].astype(np.int64),
+                np.linspace(1, 0, k, dtype=np.float32)[None],
+                np.full((1, 1), 2.0, np.float32),
+            )
+        store.write_shard(view, 0, ids, gaps)
+    return store
+
+
+def routes_of(*tables):
+    """Columns of routes from lists of classes."""
+    routes = np.zeros((CLASSES + 1, len(tables)), bool)
+    for column, classes in enumerate(tables):
+        routes[list(classes), column] = True
+    return routes
+
+
+def test_each_row_gets_the_label_of_its_teacher_and_view(tmp_path):
+    """Under own routing T is 1, ids are global, and short stores are padded with -1."""
+    first = make_store(tmp_path, "a", [0, 1, 2], [0, 1, 2, 3], k=3)
+    second = make_store(tmp_path, "b", [3, 4, 5], [4, 5, 6, 7, 9], k=2)
+    signals = StoredSignals(LABELS, stores=[first, second], routes=routes_of((0, 1, 2), (3, 4, 5)))
+    assert signals.provides == {"labels", "soft"}
+    rows, views = np.array([9, 0, 3, 4]), np.array([0, 1, 0, 1])
+    targets = signals.fetch(rows, views)
+    assert targets.labels.tolist() == [5, 0, 2, 3]
+    soft = targets.soft
+    assert soft.ids.shape == (1, 4, 3)
+    assert soft.teacher.tolist() == [[1, 0, 0, 1]]
+    for position, (row, view) in enumerate(zip(rows, views, strict=True)):
+        store, ids = (second, [3, 4, 5]) if LABELS[row] > 2 else (first, [0, 1, 2])
+        k = store.schema.k
+        expected = np.roll(ids, row + view)[:k].tolist() + [-1] * (3 - k)
+        assert soft.ids[0, position].tolist() == expected
+        alone = store.read(np.array([row]), int(view))
+        assert torch.equal(soft.log_probs[0, position, :k], alone.log_probs[0, 0])
+    assert torch.isneginf(soft.log_probs[0, 0, 2:]).all()
+
+
+def test_teachers_that_share_rows_take_a_slot_each(tmp_path):
+    """With two teachers on a row T is 2, and rows of one teacher leave the other slot empty."""
+    everything = make_store(tmp_path, "all", range(CLASSES), range(len(LABELS)), k=2)
+    own = make_store(tmp_path, "own", [0, 1, 2], [0, 1, 2, 3], k=2)
+    routes = routes_of((0, 1, 2), range(CLASSES + 1))
+    soft = (
+        StoredSignals(LABELS, stores=[own, everything], routes=routes)
+        .fetch(np.array([0, 9, 8]), np.array([0, 0, 0]))
+        .soft
+    )
+    assert soft.teacher.tolist() == [[0, 1, 1], [1, -1, -1]]
+    assert soft.ids[1, 1].tolist() == [-1, -1]
+
+
+def test_missing_label_is_refused(tmp_path):
+    """A routed row without a label raises instead of giving fill values."""
+    store = make_store(tmp_path, "a", [0, 1, 2], [0, 1], k=2)
+    signals = StoredSignals(LABELS, stores=[store], routes=routes_of((0, 1, 2)))
+    with pytest.raises(MissingLabelError, match=r"rows \[2\], views \[0\]"):
+        signals.fetch(np.array([0, 2]), np.array([0, 0]))
+
+
+def test_hard_labels_of_mixed_images_come_with_partner_and_weight():
+    """Where the recipe mixes, the control gets both labels and the weight."""
+
+    def mix_weights(rows, views):
+        return rows[::-1].copy(), np.full(len(rows), 0.25, np.float32)
+
+    targets = StoredSignals(LABELS, mix_weights=mix_weights).fetch(
+        np.array([0, 4]), np.array([0, 0])
+    )
+    assert targets.soft is None
+    assert targets.partner_labels.tolist() == [3, 0]
+    assert targets.mix_weight.tolist() == [0.25, 0.25]
+
+
+def test_unlabelled_images_provide_no_hard_labels():
+    """A set without human labels says so, so that an objective that needs them is refused."""
+    signals = StoredSignals(np.full(5, -1, np.int32))
+    assert signals.provides == frozenset()
+    assert signals.fetch(np.array([0]), np.array([0])).labels is None
