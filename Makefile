@@ -41,3 +41,9 @@ format: install
 
 clean:
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache
+
+bench: install
+	$(BIN)/python benchmarks/code_error.py
+	$(BIN)/python benchmarks/step_overhead.py
+	$(BIN)/python benchmarks/label_overhead.py
+	$(BIN)/python benchmarks/demo_accuracy.py

@@ -92,8 +92,15 @@ class Plan:
 
 
 def plan_specialist(spec: TeacherSpec, manifest: Manifest) -> PlannedWork | None:
-    """Return the training that a specialist still needs."""
-    if spec.folder is None or spec.is_ready:
+    """Return the training that a specialist still needs.
+
+    Raises:
+        ConfigError: If its weights are to come from a file that is not there.
+    """
+    if spec.is_ready:
+        return None
+    if spec.folder is None:
+        spec.weights_digest()  # raises, and says which file
         return None
     started = (spec.folder / "checkpoints").exists()
     return PlannedWork(

@@ -20,7 +20,7 @@ class GlyphData(Settings):
     min_faces: int = Field(6, ge=2, description="faces that must hold a code point")
     size: int = Field(32, ge=8, le=512, description="pixels per side")
     test_faces: tuple[str, ...] = Field(
-        ("DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSerif-BoldItalic"),
+        ("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
         description="faces held out for testing, by file stem",
     )
 

@@ -44,9 +44,8 @@ def _where(location: Sequence[str | int], tree: Any) -> str:
     """Return the dotted place of an error as the file has it, without the tags of unions."""
     parts: list[str] = []
     for position, part in enumerate(location):
-        if (isinstance(tree, dict) and part in tree) or (
-            isinstance(tree, list) and isinstance(part, int) and part < len(tree)
-        ):
+        inside = tree if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
+        if part in inside:
             tree = tree[part]
         elif position < len(location) - 1:
             continue

@@ -141,7 +141,7 @@ def build_backbone(builder: str, args: Mapping[str, Any]) -> tuple[nn.Module, in
 
 
 def probe(network: nn.Module, config: InputConfig, outputs: int, *, owner: str) -> None:
-    """Run two blank images through a network in eval mode and check the shape of the result.
+    """Run two blank images through a network in eval mode, where it lies, and check the shape of the result.
 
     Args:
         network: Its mode is restored and its buffers do not change.
@@ -153,11 +153,12 @@ def probe(network: nn.Module, config: InputConfig, outputs: int, *, owner: str) 
         ConfigError: If it does not take such images, or returns something else.
     """
     shape = (2, config.channels, config.size, config.size)
+    device = next((p.device for p in network.parameters()), torch.device("cpu"))
     was_training = network.training
     network.eval()
     try:
         with torch.inference_mode():
-            output = network(torch.zeros(shape))
+            output = network(torch.zeros(shape, device=device))
     except Exception as error:  # whatever a foreign network raises
         raise ConfigError(
             f"{owner}.builder",

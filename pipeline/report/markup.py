@@ -26,16 +26,20 @@ class Markup(str):
     __slots__ = ()
 
 
-def escaped(value: object) -> Markup:
-    """Return a value as HTML text.
+def printable(value: object) -> str:
+    """Return a value as text that shows what it holds.
 
     Characters that cannot be printed, among them bidirectional overrides and lone surrogates,
     become U+FFFD, so that a name cannot reorder the text around it.
     """
+    return "".join(c if c.isprintable() or c in _KEPT else "\ufffd" for c in str(value))
+
+
+def escaped(value: object) -> Markup:
+    """Return a value as HTML text; `Markup` as it is."""
     if isinstance(value, Markup):
         return value
-    shown = "".join(c if c.isprintable() or c in _KEPT else "\ufffd" for c in str(value))
-    return Markup(html.escape(shown, quote=True))
+    return Markup(html.escape(printable(value), quote=True))
 
 
 def joined(parts: Iterable[object]) -> Markup:
@@ -53,18 +57,13 @@ def element(tag: str, *children: object, **attributes: object) -> Markup:
     """
     names = {name: name.rstrip("_").replace("_", "-") for name in attributes}
     head = "".join(
-        f' {names[name]}="{html.escape(escaped_attribute(value), quote=True)}"'
+        f' {names[name]}="{html.escape(printable(value), quote=True)}"'
         for name, value in attributes.items()
         if value is not None
     )
     if tag in _VOID:
         return Markup(f"<{tag}{head}>")
     return Markup(f"<{tag}{head}>{joined(children)}</{tag}>")
-
-
-def escaped_attribute(value: object) -> str:
-    """Return an attribute's value without characters that cannot be printed."""
-    return html.unescape(escaped(str(value)))
 
 
 def table(
@@ -99,12 +98,14 @@ def table(
     )
     body = element(
         "table",
-        element("caption", caption),
         element("thead", element("tr", *heads)),
         element("tbody", *(line(row) for row in rows)),
         element("tfoot", line(foot)) if foot else "",
+        aria_label=caption,
     )
-    return element("div", body, class_="scroll", tabindex="0", role="region", aria_label=caption)
+    # The caption stays in sight when a wide table is scrolled sideways on a phone.
+    scrolled = element("div", body, class_="scroll", tabindex="0", role="group", aria_label=caption)
+    return element("figure", element("figcaption", caption), scrolled)
 
 
 def decimal(value: float | None, digits: int = 1, unit: str = "") -> str:
@@ -145,7 +146,8 @@ def short(value: float | None, unit: str = "") -> str:
 
 
 def clipped(name: str, length: int = 24) -> str:
-    """Return a name no longer than this, its middle left out."""
+    """Return a name for a plot: printable, no longer than this, its middle left out."""
+    name = printable(name)
     if len(name) <= length:
         return name
     tail = length // 3

@@ -54,11 +54,11 @@ class Quarantine:
     """Files that do not decode.
 
     Attributes:
-        total: How many.
+        total: How many; None when there is no table to read.
         first: (path, reason) of the first ones.
     """
 
-    total: int = 0
+    total: int | None = None
     first: tuple[tuple[str, str], ...] = ()
 
 
@@ -148,5 +148,5 @@ def read_quarantine(workspace: Path) -> Quarantine:
                 if len(first) < QUARANTINE_SHOWN:
                     first.append((row.get("path") or "", row.get("reason") or ""))
     except (OSError, csv.Error):
-        pass
+        return Quarantine()
     return Quarantine(total=total, first=tuple(first))

@@ -3,7 +3,7 @@
 In: accuracy by vertical, learning curves, confusions, histograms. Left out: how a figure becomes
 part of the page (drawing.py), and reading anything from disk (material.py).
 
-Every plot is drawn for a width of some 440 pixels, so that its text is readable on a phone.
+Every plot is drawn for a width of some 400 pixels, so that its text is readable on a phone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from pipeline.report.drawing import PALETTE, draw
 from pipeline.report.markup import Markup, clipped, short
 
-WIDTH = 440
+WIDTH = 400
 BARS_UP_TO = 12
 COUNTS_UP_TO = 10
 CURVE_POINTS = 400
@@ -230,4 +230,4 @@ def histogram(
         axes.tick_params(length=0)
         axes.spines["left"].set_visible(False)
 
-    return draw(name, title, (270, 110), paint)
+    return draw(name, title, (250, 105), paint)

@@ -103,13 +103,13 @@ def _answers(role: str, heading: str, answers: Sequence[Sequence[Any]], label: s
                 "li",
                 element(
                     "span",
-                    joined([class_name(name, home), " ", mark])
+                    joined([class_name(name, home), "\u00a0", mark])
                     if right
                     else class_name(name, home),
                     class_="name right" if right else "name",
                 ),
-                element("span", percent(100 * share), class_="share"),
                 bar,
+                element("span", percent(100 * share), class_="share"),
             )
         )
     return element("div", element("h4", heading), element("ol", *lines), class_="answers")
@@ -125,8 +125,8 @@ def sample_card(sample: Mapping[str, Any], image: Markup | None) -> Markup:
     label = str(sample["label"])
     teacher = sample.get("teacher_name")
     picture = image or element("p", "image not available", class_="absent")
-    named = [answers[0][0] if answers else None for answers in (sample["student"],)]
-    verdict = "right" if named[0] == label else "wrong"
+    said = sample["student"]
+    verdict = "right" if said and said[0][0] == label else "wrong"
     return element(
         "article",
         element(
@@ -147,7 +147,7 @@ def sample_card(sample: Mapping[str, Any], image: Markup | None) -> Markup:
                 sample.get("teacher") or [],
                 label,
             ),
-            _answers("student", "Student", sample["student"], label),
+            _answers("student", "Student", said, label),
             class_="pair",
         ),
         class_="card",

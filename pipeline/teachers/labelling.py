@@ -28,7 +28,7 @@ from pipeline.config import Project
 from pipeline.data import open_source
 from pipeline.data.routing import mix_pools, routed_rows, split_recipe
 from pipeline.data.view_reader import ViewReader
-from pipeline.models.builders import build_classifier
+from pipeline.models.builders import build_classifier, probe
 from pipeline.models.weights import load_weights
 from pipeline.numerics import sparsify
 from pipeline.store import SoftLabelStore
@@ -86,7 +86,7 @@ def load_teacher(spec: TeacherSpec, device: torch.device) -> nn.Module:
         TeacherError: If it cannot be built or its weights do not fit.
         ConfigError: If its weights are not there.
     """
-    return _loaded_teacher(
+    network = _loaded_teacher(
         spec.config.builder,
         json.dumps(spec.config.builder_args, sort_keys=True),
         len(spec.label_map),
@@ -94,6 +94,8 @@ def load_teacher(spec: TeacherSpec, device: torch.device) -> nn.Module:
         spec.weights_digest(),
         str(device),
     )
+    probe(network, spec.config.input, len(spec.label_map), owner=f"teachers.{spec.name}")
+    return network
 
 
 def checked_logits(
@@ -203,6 +205,7 @@ def row_batches(
     views: Sequence[int],
     device: torch.device,
 ) -> Iterator[Tensor]:
+    """Yield (views, B, channels, S, S) pixels of rows in batches of the teacher's size."""
     size = spec.config.batch_size
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     workers = min(project.runtime.num_workers, len(batches))

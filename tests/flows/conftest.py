@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
 import shlex
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from typer.testing import CliRunner, Result
 
 # Before anything imports Prefect: nothing of the user's own server, home or telemetry.
 _HOME = tempfile.mkdtemp(prefix="prefect-test-")
+atexit.register(shutil.rmtree, _HOME, ignore_errors=True)
 os.environ.update(
     PREFECT_HOME=_HOME,
     PREFECT_RESULTS_LOCAL_STORAGE_PATH=f"{_HOME}/results",
@@ -208,11 +211,17 @@ class Steps:
 
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[None]:
-    """One Prefect server, with a database of its own, for all tests."""
+    """One Prefect server, with a database of its own, for all tests.
+
+    torch takes one thread meanwhile: on networks this small, more of them only wait for another.
+    """
     from prefect.testing.utilities import prefect_test_harness
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     with prefect_test_harness(server_startup_timeout=180):
         yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

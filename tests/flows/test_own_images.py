@@ -178,7 +178,11 @@ def test_a_torch_file_with_a_state_dict_labels_alike(finished: Path, run_line: R
     new = [open_soft_labels(path) for path in stores(finished, "letters") if path not in before]
     for store in new:
         (old,) = [s for s in before.values() if s.schema.split == store.schema.split]
-        np.testing.assert_array_equal(store.commits, old.commits)
+        for view, shard in np.argwhere(store.commits[:, :, 0]):
+            for codes, expected in zip(
+                store.read_shard(view, shard), old.read_shard(view, shard), strict=True
+            ):
+                np.testing.assert_array_equal(codes, expected)
     assert len(new) == 2
 
 
