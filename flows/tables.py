@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -65,17 +66,32 @@ def _cell(value: Any) -> str:
 
 
 def show_evaluation(evaluation: dict[str, Any]) -> None:
-    """Show specialist, control and student side by side, by vertical, in percent."""
+    """Show specialist, control and student side by side, by vertical, in percent.
+
+    "inside" is among the classes of the image's own vertical, "of all" among all classes.
+    """
     runs = {run["role"]: run for run in evaluation["runs"]}
     control, student = runs.get("control"), runs["student"]
-    table = Table(title="top-1 accuracy on unseen images, %", title_justify="left")
-    for name, style in (("vertical", None), ("classes", None), ("images", None)):
-        table.add_column(name, justify="left" if name == "vertical" else "right", style=style)
-    for name in ("specialist", "control", "student"):
-        table.add_column(f"{name}\ninside", justify="right")
-    for name in ("control", "student"):
-        table.add_column(f"{name}\namong all", justify="right")
     specialists = evaluation["specialists"]
+    table = Table(
+        title="top-1 accuracy on unseen images, %",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_footer=True,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("vertical", "all", no_wrap=True)
+    for header, footer in (
+        ("classes", f"{evaluation['classes']:,}"),
+        ("images", f"{student['images']:,}"),
+        ("specialist\ninside", _percent(_weighted(specialists))),
+        ("control\ninside", _percent(control and control["top1_inside"])),
+        ("student\ninside", _percent(student["top1_inside"])),
+        ("control\nof all", _percent(control and control["top1"])),
+        ("student\nof all", _percent(student["top1"])),
+    ):
+        table.add_column(header, footer, justify="right", no_wrap=True)
     for vertical in evaluation["verticals"]:
         here = student["verticals"][vertical]
         own = [s["top1"] for s in specialists.values() if s["verticals"] == [vertical]]
@@ -90,24 +106,17 @@ def show_evaluation(evaluation: dict[str, Any]) -> None:
             _percent(there.get("top1")),
             _percent(here["top1"]),
         )
-    table.add_section()
-    table.add_row(
-        "all",
-        f"{evaluation['classes']:,}",
-        f"{student['images']:,}",
-        _percent(_weighted(specialists)),
-        _percent(control and control["top1_inside"]),
-        _percent(student["top1_inside"]),
-        _percent(control and control["top1"]),
-        f"[bold]{_percent(student['top1'])}[/bold]",
-    )
     console.print(table)
     total = sum(item["cost"].get("parameters", 0) for item in specialists.values())
     own = student["cost"]["parameters"]
-    share = f", 1/{total / own:.1f} of them" if own else ""
     console.print(
-        f"parameters: {total:,} in {len(specialists)} specialists, {own:,} in the student{share}"
+        f"parameters: {own:,} in the student, {total:,} in its {len(specialists)} specialists"
     )
+    if control is not None:
+        gain = student["top1"] - control["top1"]
+        console.print(
+            f"student against control (same network and steps, human labels): {gain:+.1f} points"
+        )
 
 
 def _weighted(specialists: dict[str, Any]) -> float | None:

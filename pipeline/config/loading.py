@@ -44,8 +44,8 @@ def _where(location: Sequence[str | int], tree: Any) -> str:
     """Return the dotted place of an error as the file has it, without the tags of unions."""
     parts: list[str] = []
     for position, part in enumerate(location):
-        inside = tree if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
-        if part in inside:
+        keys = range(len(tree)) if isinstance(tree, list) else tree
+        if isinstance(tree, dict | list) and part in keys:
             tree = tree[part]
         elif position < len(location) - 1:
             continue

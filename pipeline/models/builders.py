@@ -141,10 +141,10 @@ def build_backbone(builder: str, args: Mapping[str, Any]) -> tuple[nn.Module, in
 
 
 def probe(network: nn.Module, config: InputConfig, outputs: int, *, owner: str) -> None:
-    """Run two blank images through a network in eval mode, where it lies, and check the shape of the result.
+    """Run two blank images through a network and check the shape of the result.
 
     Args:
-        network: Its mode is restored and its buffers do not change.
+        network: Run in eval mode on its own device; its mode and buffers are left as they are.
         config: The size and channels of its input.
         outputs: Expected columns: features of a backbone, classes of a classifier.
         owner: Starts the error message, e.g. `student` or `teachers.birds`.

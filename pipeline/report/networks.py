@@ -36,7 +36,7 @@ def networks(evaluation: Mapping[str, Any]) -> Markup:
         ("Parameters", [short(run["cost"]["parameters"]) for run in runs]),
         ("Operations of one image", [short(run["cost"]["flops"], "FLOP") for run in runs]),
         ("Training steps", [count(run["steps"]) for run in runs]),
-        ("Training time of the last start", [_duration(run["seconds"]) for run in runs]),
+        ("Training time", [_duration(run["seconds"]) for run in runs]),
     ]
     compared = table(
         "Student and control" if len(runs) > 1 else "Student",

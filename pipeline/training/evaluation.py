@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.compress.cost import Cost, cost
-from pipeline.config import Project
+from pipeline.config import ObjectiveConfig, Project
 from pipeline.data import open_source
 from pipeline.data.view_reader import ViewReader
 from pipeline.models.student import Student, build_student
@@ -53,11 +53,20 @@ class Predictions:
         rows: (N,) manifest rows.
         labels: (N,) global class ids.
         logits: (N, C) float32.
+        probabilities: (N, C) float32, as the student's objective means its logits.
     """
 
     rows: Rows
     labels: Tensor
     logits: Tensor
+    probabilities: Tensor
+
+
+def class_probabilities(logits: Tensor, objective: ObjectiveConfig) -> Tensor:
+    """Return probabilities of (..., C) logits: independent ones where the loss is sigmoid."""
+    if getattr(objective, "form", None) == "sigmoid":
+        return logits.sigmoid()
+    return logits.softmax(dim=-1)
 
 
 def load_student(run: StudentRun, space: LabelSpace) -> Student:
@@ -106,10 +115,12 @@ def predict_rows(
             logits.append(student(images.to(device)).logits.float().cpu())
             if report is not None:
                 report(len(logits), len(batches))
+    whole = torch.cat(logits)
     return Predictions(
         rows=rows,
         labels=torch.from_numpy(manifest.labels[rows].astype(np.int64)),
-        logits=torch.cat(logits),
+        logits=whole,
+        probabilities=class_probabilities(whole, run.config.objective),
     )
 
 
@@ -133,7 +144,7 @@ def evaluate_predictions(
     top1 = metrics.top_k_correct(logits, labels, 1)
     top5 = metrics.top_k_correct(logits, labels, TOP)
     inside = metrics.group_top_k_correct(logits, labels, vertical_of)
-    probabilities = logits.softmax(dim=1)
+    probabilities = predictions.probabilities
     confidence, predicted = probabilities.max(dim=1)
     relevant = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], True)
     by_vertical = {}
@@ -221,7 +232,7 @@ def sample_answers(
     samples = []
     for place in places if count else ():
         row, label = int(predictions.rows[place]), int(predictions.labels[place])
-        student = predictions.logits[place].softmax(dim=0).topk(min(TOP, len(space)))
+        student = predictions.probabilities[place].topk(min(TOP, len(space)))
         sample: dict[str, Any] = {
             "row": row,
             "key": str(manifest.keys[row]),

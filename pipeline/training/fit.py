@@ -42,8 +42,8 @@ class FitResult:
         model: The weights to use: the average where there is one.
         steps: All steps of the stage.
         resumed_from: The step a checkpoint was found at; 0 for a fresh run.
-        seconds: Wall time of this process in the loop.
-        images: Images this process trained on.
+        seconds: Wall time in the loop, of all starts.
+        images: Images trained on, of all starts.
     """
 
     model: nn.Module
@@ -79,10 +79,18 @@ class _Run:
         self.optimizer = build_optimizer(config.optimizer, (model, stage.objective))
         self.schedule: LambdaLR = build_schedule(config.schedule, self.optimizer, total_steps)
         self.average: AveragedModel | None = build_average(model, config.ema_decay)
+        self.started = time.perf_counter()
+        self.seconds_before = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of all starts until now."""
+        return self.seconds_before + time.perf_counter() - self.started
 
     def state(self, step: int) -> dict[str, Any]:
         state: dict[str, Any] = {
             "step": step,
+            "seconds": self.seconds,
             "model": self.model.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -96,6 +104,7 @@ class _Run:
         return state
 
     def load(self, state: Mapping[str, Any]) -> int:
+        self.seconds_before = float(state["seconds"])
         self.model.load_state_dict(state["model"])
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -190,8 +199,8 @@ def fit(
         model=final,
         steps=total_steps,
         resumed_from=first_step,
-        seconds=time.perf_counter() - started,
-        images=images,
+        seconds=run.seconds,
+        images=total_steps * order.images_per_batch * order.views_per_image,
     )
 
 

@@ -17,6 +17,7 @@ from pipeline.config import StudentConfig
 from pipeline.data.decoding import decode_image
 from pipeline.data.views import render
 from pipeline.models.student import Student, build_student
+from pipeline.training.evaluation import class_probabilities
 from pipeline.workspace import read_record
 from storage_schemas.errors import TrainingError, UnreadableImageError
 from storage_schemas.label_space import LabelSpace
@@ -93,7 +94,8 @@ def predict_images(folder: Path, images: Sequence[Path], *, top: int = 5) -> lis
         mean = torch.tensor(config.input.mean).view(-1, 1, 1)
         std = torch.tensor(config.input.std).view(-1, 1, 1)
         with torch.inference_mode():
-            probabilities = student((pixels - mean) / std).logits[0].float().softmax(dim=0)
+            logits = student((pixels - mean) / std).logits[0].float()
+        probabilities = class_probabilities(logits, config.objective)
         best = probabilities.topk(min(top, len(space)))
         found.append(
             {

@@ -70,7 +70,10 @@ def predictions_of(answers):
         for rank, class_id in enumerate(order):
             logits[row, class_id] = -float(rank)
     return Predictions(
-        rows=np.arange(6), labels=torch.from_numpy(LABELS.astype(np.int64)), logits=logits
+        rows=np.arange(6),
+        labels=torch.from_numpy(LABELS.astype(np.int64)),
+        logits=logits,
+        probabilities=logits.softmax(dim=1),
     )
 
 

@@ -164,7 +164,7 @@ def test_finished_run_does_not_train_again(tmp_path):
     """Calling fit on a finished run changes nothing."""
     first = weights_of(*run_fit(tmp_path))
     model, result = run_fit(tmp_path)
-    assert result.images == 0
+    assert result.resumed_from == result.steps
     for mine, other in zip(weights_of(model, result), first, strict=True):
         assert torch.equal(mine, other)
 
