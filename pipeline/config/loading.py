@@ -44,8 +44,9 @@ def _where(location: Sequence[str | int], tree: Any) -> str:
     """Return the dotted place of an error as the file has it, without the tags of unions."""
     parts: list[str] = []
     for position, part in enumerate(location):
-        keys = range(len(tree)) if isinstance(tree, list) else tree
-        if isinstance(tree, dict | list) and part in keys:
+        if isinstance(tree, list):
+            tree = dict(enumerate(tree))
+        if isinstance(tree, dict) and part in tree:
             tree = tree[part]
         elif position < len(location) - 1:
             continue

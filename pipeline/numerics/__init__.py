@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from pipeline.numerics.divergences import sparse_bce, sparse_kl, support_log_mass
+from pipeline.numerics.divergences import (
+    factorised_kl,
+    sparse_bce,
+    sparse_kl,
+    support_log_mass,
+)
 from pipeline.numerics.metrics import (
     agreement,
     average_precision,
@@ -22,6 +27,7 @@ __all__ = [
     "SparseLogits",
     "SupportTable",
     "sparsify",
+    "factorised_kl",
     "sparse_bce",
     "sparse_kl",
     "support_log_mass",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.numerics.lookup import pick, pick_and_normalise
+from pipeline.numerics.lookup import pick, pick_and_normalise, support_statistics
 from pipeline.numerics.soft_label_batch import SoftLabelBatch
 from pipeline.numerics.supports import SupportTable
 
@@ -137,6 +137,67 @@ def support_log_mass(logits: Tensor, teacher: Tensor, supports: SupportTable) ->
     values, log_norm = pick_and_normalise(scores, rows.clamp(max=supports.num_classes - 1))
     inside = values.masked_fill(rows == supports.num_classes, -torch.inf).logsumexp(dim=2)
     return _mean_over_teachers(inside - log_norm, teacher)
+
+
+def factorised_kl(
+    logits: Tensor,
+    soft: SoftLabelBatch,
+    supports: SupportTable,
+    *,
+    temperature: float = 1.0,
+    tail: Tail = "uniform",
+) -> tuple[Tensor, Tensor]:
+    """Return `support_log_mass` and `sparse_kl` over the support, from one pass over the logits.
+
+    With the uniform tail nothing but sums over the support is needed: for u = tail mass / number
+    of classes that are not stored,
+
+        KL = sum_k t_k log t_k + tail log u + logsumexp(x / T)
+             - sum_k (t_k - u) x_k / T - u sum_support(x) / T
+
+    Args:
+        logits: (B, C) student logits.
+        soft: Soft labels decoded at `temperature`.
+        supports: The teachers' supports.
+        temperature: Of the divergence; the log mass is at temperature 1.
+        tail: See `sparse_kl`.
+
+    Returns:
+        (B,) log mass of the support, (B,) divergence; both averaged over the row's teachers.
+    """
+    if tail != "uniform":
+        return (
+            support_log_mass(logits, soft.teacher, supports),
+            sparse_kl(logits, soft, supports, temperature=temperature, tail=tail, over="support"),
+        )
+    scores = _scores(logits)
+    teacher = soft.teacher.clamp(min=0)
+    chosen, total, tempered_norm, plain_norm, log_norm = support_statistics(
+        scores,
+        supports.columns[teacher],
+        supports.inside[teacher].to(scores.dtype),
+        soft.ids.clamp(min=0),
+        temperature,
+    )
+    stored = soft.ids >= 0
+    unstored = supports.sizes[teacher] - stored.sum(dim=2)
+    has_tail = (soft.log_tail > -torch.inf) & (unstored > 0)
+    log_probs = torch.where(stored, soft.log_probs, 0.0).to(scores.dtype)
+    probs = log_probs.exp().masked_fill(~stored, 0.0)
+    log_tail = torch.where(has_tail, soft.log_tail, 0.0).to(scores.dtype)
+    mass = log_tail.exp().masked_fill(~has_tail, 0.0)
+    count = unstored.clamp(min=1).to(scores.dtype)
+    each = mass / count
+    negative_entropy = (probs * log_probs).sum(dim=2) + mass * (log_tail - count.log())
+    # Where there is no tail, what is stored is all there is, and it sums to 1 up to its code.
+    weights = (probs - each.unsqueeze(2)).masked_fill(~stored, 0.0)
+    agreed = ((weights * chosen).sum(dim=2) + each * total) / temperature
+    given = probs.sum(dim=2) + mass
+    divergence = negative_entropy + given * tempered_norm - agreed
+    return (
+        _mean_over_teachers(plain_norm - log_norm, soft.teacher),
+        _mean_over_teachers(divergence, soft.teacher),
+    )
 
 
 def sparse_bce(logits: Tensor, soft: SoftLabelBatch) -> Tensor:

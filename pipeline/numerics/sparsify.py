@@ -34,17 +34,14 @@ class SparseLogits:
 def _top_ids(logits: Tensor, k: int) -> Tensor:
     """Return (B, k) ids by falling logit, equal logits by rising id.
 
-    `torch.topk` leaves the order and the choice among equal logits open. The order is settled by
-    two small sorts; rows with equal logits on both sides of the cut are sorted in full.
+    `torch.topk` leaves the order and the choice among equal logits open. Rows in which two
+    neighbours of the first k + 1 are equal are sorted in full; other rows have but one order.
     """
-    values, ids = logits.topk(k, dim=1)
-    ids = ids.sort(dim=1).values
-    order = logits.gather(1, ids).sort(dim=1, descending=True, stable=True).indices
-    ids = ids.gather(1, order)
-    cut_is_tied = (logits >= values[:, -1:]).sum(dim=1) > k
-    if bool(cut_is_tied.any()):
-        tied = logits[cut_is_tied].sort(dim=1, descending=True, stable=True).indices
-        ids[cut_is_tied] = tied[:, :k]
+    values, ids = logits.topk(min(k + 1, logits.shape[1]), dim=1)
+    tied = (values[:, 1:] == values[:, :-1]).any(dim=1)
+    ids = ids[:, :k].contiguous()
+    if bool(tied.any()):
+        ids[tied] = logits[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
     return ids
 
 

@@ -22,11 +22,15 @@ class SupportTable:
             `num_classes`.
         sizes: (M,) int64 number of classes of each support.
         num_classes: C.
+        columns: (M, S) int64, `ids` with 0 for padding: what can be gathered.
+        inside: (M, S) float32, 1 for a class and 0 for padding.
     """
 
     ids: Tensor
     sizes: Tensor
     num_classes: int
+    columns: Tensor
+    inside: Tensor
 
     @classmethod
     def from_supports(cls, supports: Sequence[Tensor], num_classes: int) -> SupportTable:
@@ -54,6 +58,8 @@ class SupportTable:
             ids=ids,
             sizes=torch.tensor(sizes, dtype=torch.int64),
             num_classes=num_classes,
+            columns=ids.masked_fill(ids == num_classes, 0),
+            inside=(ids < num_classes).float(),
         )
 
     def to(self, device: torch.device | str) -> SupportTable:
@@ -62,6 +68,8 @@ class SupportTable:
             ids=self.ids.to(device),
             sizes=self.sizes.to(device),
             num_classes=self.num_classes,
+            columns=self.columns.to(device),
+            inside=self.inside.to(device),
         )
 
     def rows(self, teacher: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import KnowledgeConcentration
-from pipeline.numerics import sparse_bce, sparse_kl, support_log_mass
+from pipeline.numerics import factorised_kl, sparse_bce
 from pipeline.objectives.base import LabelContext, Objective, StudentOutput, TargetBatch
 from pipeline.objectives.hard_labels import hard_label_loss
 from pipeline.objectives.targets import (
@@ -58,14 +58,8 @@ class KnowledgeConcentrationObjective(Objective):
             return self._sigmoid(output.logits, targets)
         soft = required_soft_labels(targets, config.name)
         supports = self._supports.table(output.logits)
-        log_mass = support_log_mass(output.logits, soft.teacher, supports)
-        divergence = sparse_kl(
-            output.logits,
-            soft,
-            supports,
-            temperature=config.temperature,
-            tail=config.tail,
-            over="support",
+        log_mass, divergence = factorised_kl(
+            output.logits, soft, supports, temperature=config.temperature, tail=config.tail
         )
         terms = {
             "vertical_loss": -config.vertical_weight * labelled_mean(log_mass, soft),

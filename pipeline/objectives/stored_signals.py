@@ -49,6 +49,8 @@ class StoredSignals(SignalSource):
             last row is for unlabelled images.
         temperature: At which the stored labels are decoded.
         mix_weights: (rows, views) -> partner rows and weights, where the recipe mixes images.
+        held_rows: Ascending rows whose soft labels each process keeps in memory, from its first
+            batch on; None: shards are cached as they come.
     """
 
     def __init__(
@@ -59,12 +61,14 @@ class StoredSignals(SignalSource):
         routes: npt.NDArray[np.bool_] | None = None,
         temperature: float = 1.0,
         mix_weights: MixWeights | None = None,
+        held_rows: Rows | None = None,
     ) -> None:
         self._labels = labels
         self._stores = tuple(stores)
         self._routes = routes
         self._temperature = temperature
         self._mix_weights = mix_weights
+        self._to_hold = held_rows
         provides = {"labels"} if (labels >= 0).any() else set()
         self.provides = frozenset(provides | ({"soft"} if self._stores else set()))
         if self._stores:
@@ -96,6 +100,11 @@ class StoredSignals(SignalSource):
 
     def _soft(self, rows: Rows, views: Rows, labels: Rows) -> SoftLabelBatch:
         assert self._routes is not None
+        if self._to_hold is not None:
+            classes = self._labels[self._to_hold]
+            for index, store in enumerate(self._stores):
+                store.hold(self._to_hold[self._routes[classes, index]])
+            self._to_hold = None
         shape = (self._depth, len(rows), self._k)
         ids = np.full(shape, -1, np.int64)
         log_probs = np.full(shape, -np.inf, np.float32)

@@ -23,7 +23,7 @@ from storage_schemas.soft_labels import SoftLabelSchema
 
 ARRAYS = ("ids", "gaps", "commits")
 LARGEST_SHARD_ROWS = 262_144
-SMALLEST_SHARD_ROWS = 1_024
+SMALLEST_SHARD_ROWS = 4_096
 LARGEST_CHUNK_ROWS = 16_384
 SHARDS_WANTED = 16
 BLOSC_COLUMNS = 32
@@ -38,7 +38,7 @@ def shard_layout(
 ) -> tuple[int, int]:
     """Return (shard_rows, chunk_rows) of a new store.
 
-    By default a shard is the power of two that cuts the rows into about 16, within 1,024 and
+    By default a shard is the power of two that cuts the rows into about 16, within 4,096 and
     262,144, and a chunk is a shard or 16,384 rows, whichever is smaller.
 
     Args:

@@ -33,11 +33,34 @@ class RowReader:
         self._cache_bytes = cache_bytes
         self._cached: OrderedDict[tuple[int, int], tuple[int, Array, Array]] = OrderedDict()
         self._lock = threading.Lock()
+        self._held: tuple[Rows, Array, Array] | None = None
+
+    def hold(self, rows: Rows) -> None:
+        """Keep the labels of these ascending rows in memory, in all views, whatever they take.
+
+        A batch is then one gather; without it, one for each shard and view that it touches.
+
+        Raises:
+            MissingLabelError: If one of them has not been labelled.
+            CorruptLabelError: If stored bytes disagree with their commit record.
+        """
+        schema = self._files.schema
+        ids, gaps = schema.empty(schema.num_views, len(rows))
+        shards = rows // schema.shard_rows
+        for view in range(schema.num_views):
+            for shard in np.unique(shards):
+                where = np.flatnonzero(shards == shard)
+                shard_ids, shard_gaps = self._files.read(view, int(shard))
+                inside = rows[where] - int(shard) * schema.shard_rows
+                ids[view, where], gaps[view, where] = shard_ids[inside], shard_gaps[inside]
+            self._refuse_absent(ids[view], rows, np.full_like(rows, view))
+        self._held = (rows, ids, gaps)
 
     def forget(self, view: int, shard: int) -> None:
         """Drop one shard from memory, since it was written."""
         with self._lock:
             self._cached.pop((view, shard), None)
+            self._held = None
 
     def _shard(self, view: int, shard: int) -> tuple[int, Array, Array]:
         """Return (first row, ids, gaps) of a shard's labelled span, from memory when it can."""
@@ -82,6 +105,12 @@ class RowReader:
                 f"{self._files.path}: rows must be in 0..{schema.num_rows - 1}, got {rows.min()}.."
                 f"{rows.max()}; grow the store and label again"
             )
+        if self._held is not None:
+            held, held_ids, held_gaps = self._held
+            position = np.searchsorted(held, rows)
+            position[position == len(held)] = 0
+            if np.array_equal(held[position], rows):
+                return held_ids[views, position], held_gaps[views, position]
         places = views * schema.num_shards + rows // schema.shard_rows
         order = np.argsort(places, kind="stable")
         places = places[order]
@@ -95,12 +124,15 @@ class RowReader:
                 here = (inside >= 0) & (inside < len(shard_ids))
                 where, inside = where[here], inside[here]
             ids[where], gaps[where] = shard_ids[inside], shard_gaps[inside]
-        absent = ids[:, 0] == schema.ids_fill
-        if absent.any():
-            bad = np.flatnonzero(absent)
+        self._refuse_absent(ids, rows, views)
+        return ids, gaps
+
+    def _refuse_absent(self, ids: Array, rows: Rows, views: Rows) -> None:
+        schema = self._files.schema
+        bad = np.flatnonzero(ids[:, 0] == schema.ids_fill)
+        if len(bad):
             raise MissingLabelError(
                 f"{self._files.path}: {len(bad)} of {len(rows)} labels were not written, e.g. rows "
                 f"{rows[bad[:5]].tolist()}, views {views[bad[:5]].tolist()}; run "
                 f"`concentrate label --teacher {schema.teacher}`"
             )
-        return ids, gaps

@@ -205,6 +205,15 @@ class SoftLabelStore:
         """
         return self._rows.fetch(rows, views)
 
+    def hold(self, rows: Rows) -> None:
+        """Keep the labels of these ascending rows in memory, in all views, quantised.
+
+        Raises:
+            MissingLabelError: If one of them has not been labelled.
+            CorruptLabelError: If stored bytes disagree with their commit record.
+        """
+        self._rows.hold(rows)
+
     def decode(self, ids: Array, gaps: Array, temperature: float = 1.0) -> DecodedLabels:
         """Decode stored values of B rows, with global class ids.
 

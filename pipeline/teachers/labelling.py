@@ -13,9 +13,12 @@ from __future__ import annotations
 import functools
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,9 +41,11 @@ from pipeline.teachers.stores import ShardWork
 from pipeline.training.fit import pick_device
 from storage_schemas.errors import TeacherOutputError
 from storage_schemas.manifest import Manifest
-from storage_schemas.soft_labels import encode
+from storage_schemas.soft_labels import SoftLabelSchema, encode
 
 LabelReport = Callable[[int], None]
+
+_WRITERS = 4  # threads that mostly wait for the disk, each with a shard of its own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +119,9 @@ def checked_logits(
             f"class list), got {got}; check its class list and builder_args"
         )
     logits = output.float()
-    finite = torch.isfinite(logits).all(dim=1)
-    if not bool(finite.all()):
+    # A sum is finite only if all its terms are; it is looked at closer when it is not.
+    finite = None if bool(torch.isfinite(logits.sum())) else torch.isfinite(logits).all(dim=1)
+    if finite is not None and not bool(finite.all()):
         bad = int(torch.nonzero(~finite)[0, 0])
         value = logits[bad][~torch.isfinite(logits[bad])][0].item()
         raise TeacherOutputError(
@@ -161,40 +167,54 @@ def label_shards(
     )
     rows_of_teacher = routed_rows(manifest, split, spec.route)
     started = time.perf_counter()
-    shards = labels = 0
-    for item in work:
-        first = item.shard * store.schema.shard_rows
-        inside = (rows_of_teacher >= first) & (rows_of_teacher < first + store.schema.shard_rows)
-        rows = rows_of_teacher[inside]
-        ids, gaps = store.empty_shard(len(item.views))
-        done = 0
-        for pixels in row_batches(project, reader, spec, rows, item.views, device):
-            batch = rows[done : done + pixels.shape[1]]
-            for position, view in enumerate(item.views):
-                with torch.inference_mode():
-                    output = teacher(pixels[position].to(device, non_blocking=True))
-                    logits = checked_logits(output, spec, batch, view)
-                    found = sparsify(
-                        logits,
-                        k=store.schema.k,
-                        temperatures=store.schema.temperatures,
-                        activation=store.schema.activation,
-                    )
-                coded = encode(
-                    store.schema,
-                    found.ids.cpu().numpy(),
-                    found.logits.cpu().numpy(),
-                    found.log_tail_ratio.cpu().numpy(),
-                )
-                ids[position, batch - first], gaps[position, batch - first] = coded
-                if report is not None:
-                    report(len(batch))
-            done += len(batch)
-        for position, view in enumerate(item.views):
-            store.write_shard(view, item.shard, ids[position], gaps[position])
-            shards += 1
-        labels += item.labels
-    return LabelCounts(shards=shards, labels=labels, seconds=time.perf_counter() - started)
+    with ThreadPoolExecutor(max_workers=_WRITERS) as writer:
+        # Compression and fsync of one shard run beside the teacher's work on the next.
+        writes: deque[Future[object]] = deque()
+        for item in work:
+            low, high = np.searchsorted(
+                rows_of_teacher, np.array([item.shard, item.shard + 1]) * store.schema.shard_rows
+            )
+            rows = rows_of_teacher[low:high]
+            ids, gaps = store.empty_shard(len(item.views))
+            done = 0
+            for images in row_batches(project, reader, spec, rows, item.views, device):
+                batch = rows[done : done + images.shape[1]]
+                places = batch - item.shard * store.schema.shard_rows
+                for position, view in enumerate(item.views):
+                    with torch.inference_mode():
+                        output = teacher(images[position].to(device, non_blocking=True))
+                        logits = checked_logits(output, spec, batch, view)
+                        coded = _coded(store.schema, logits)
+                    ids[position, places], gaps[position, places] = coded
+                    if report is not None:
+                        report(len(batch))
+                done += len(batch)
+            while len(writes) > _WRITERS:
+                writes.popleft().result()
+            writes.extend(
+                writer.submit(store.write_shard, view, item.shard, ids[position], gaps[position])
+                for position, view in enumerate(item.views)
+            )
+        for write in writes:
+            write.result()
+    return LabelCounts(
+        shards=sum(len(item.views) for item in work),
+        labels=sum(item.labels for item in work),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _coded(schema: SoftLabelSchema, logits: Tensor) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return ids and gaps of (B, C_t) logits as they are stored."""
+    found = sparsify(
+        logits, k=schema.k, temperatures=schema.temperatures, activation=schema.activation
+    )
+    return encode(
+        schema,
+        found.ids.cpu().numpy(),
+        found.logits.cpu().numpy(),
+        found.log_tail_ratio.cpu().numpy(),
+    )
 
 
 def row_batches(

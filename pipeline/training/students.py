@@ -34,7 +34,11 @@ from storage_schemas.manifest import TRAIN, Manifest
 
 
 def _signals(
-    run: StudentRun, manifest: Manifest, published: PublishedLabels, reader: ViewReader
+    run: StudentRun,
+    manifest: Manifest,
+    published: PublishedLabels,
+    reader: ViewReader,
+    held_rows: np.ndarray | None,
 ) -> StoredSignals:
     mix_weights = reader.mix_weights if reader.recipe.mix is not None else None
     if run.config.objective.name == "hard_labels":
@@ -45,6 +49,7 @@ def _signals(
         routes=published.routes,
         temperature=getattr(run.config.objective, "temperature", 1.0),
         mix_weights=mix_weights,
+        held_rows=held_rows,
     )
 
 
@@ -107,7 +112,10 @@ def train_student(
     if len(rows) == 0:
         raise DataError("no training row has a published label; run `concentrate label` first")
     reader = _reader(project, config, manifest, published)
-    signals = _signals(run, manifest, published, reader)
+    shard_rows = _window_shard_rows(run, manifest, published)
+    signals = _signals(
+        run, manifest, published, reader, held_rows=rows if shard_rows is None else None
+    )
     objective: Objective = build_objective(config.objective, label_context(space, published))
     stage = Stage(name=run.role, objective=objective, epochs=config.epochs)
     stage.check_signals(signals.provides)
@@ -123,7 +131,7 @@ def train_student(
             views=project.views.count,
             seed=config.seed,
             views_per_image=config.views_per_image,
-            shard_rows=_window_shard_rows(run, manifest, published),
+            shard_rows=shard_rows,
         ),
         config,
         run.folder,

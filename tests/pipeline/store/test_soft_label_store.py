@@ -392,7 +392,7 @@ def test_dask_equals_read(empty_store: SoftLabelStore, cases: Any) -> None:
 
 def test_default_layout() -> None:
     """Shards are powers of two within bounds, and hold whole chunks."""
-    assert shard_layout(0) == (1024, 1024)
+    assert shard_layout(0) == (4096, 4096)
     assert shard_layout(37_265) == (4096, 4096)
     assert shard_layout(1_281_167) == (131_072, 16_384)
     assert shard_layout(10**9) == (262_144, 16_384)
