@@ -54,14 +54,16 @@ def steps_of(
     reader = ViewReader(
         open_source(project.data, project.workspace), manifest.keys, project.views, config.input
     )
+    rows = training_rows(manifest, published)
     signals = StoredSignals(
         manifest.labels,
         stores=published.stores if from_store else (),
         routes=published.routes if from_store else None,
         temperature=getattr(config.objective, "temperature", 1.0) if from_store else 1.0,
+        held_rows=rows if from_store else None,
     )
     order = BatchOrder(
-        rows=training_rows(manifest, published),
+        rows=rows,
         batch_size=config.batch_size,
         views=project.views.count,
         seed=0,

@@ -35,6 +35,8 @@ def _scores(logits: Tensor, temperature: float = 1.0) -> Tensor:
 def _mean_over_teachers(values: Tensor, teacher: Tensor) -> Tensor:
     """Average (T, B) values over the teachers of each row; 0 where there is none."""
     present = teacher >= 0
+    if len(teacher) == 1:
+        return torch.where(present[0], values[0], 0.0)
     summed = torch.where(present, values, 0.0).sum(dim=0)
     return summed / present.sum(dim=0).clamp(min=1)
 

@@ -77,11 +77,11 @@ class _SupportStatistics(torch.autograd.Function):
         plain_sum = plain.sum(dim=2, keepdim=True)
         tempered = centred.div_(temperature).exp_()
         tempered_sum = tempered.sum(dim=2, keepdim=True)
-        log_norm = logits.logsumexp(dim=1)
+        all_probs = logits.softmax(dim=1)
+        log_norm = logits.amax(dim=1) - all_probs.amax(dim=1).log()
         ctx.temperature = temperature
         ctx.save_for_backward(
-            logits,
-            log_norm,
+            all_probs,
             columns,
             inside,
             ids,
@@ -101,8 +101,8 @@ class _SupportStatistics(torch.autograd.Function):
     def backward(
         ctx: Any, picked: Tensor, total: Tensor, tempered: Tensor, plain: Tensor, norm: Tensor
     ) -> tuple[Tensor, None, None, None, None]:
-        logits, log_norm, columns, inside, ids, plain_probs, tempered_probs = ctx.saved_tensors
-        gradient: Tensor = (logits - log_norm.unsqueeze(1)).exp_().mul_(norm.unsqueeze(1))
+        all_probs, columns, inside, ids, plain_probs, tempered_probs = ctx.saved_tensors
+        gradient: Tensor = all_probs * norm.unsqueeze(1)
         own = tempered_probs * (tempered / ctx.temperature).unsqueeze(2)
         own.addcmul_(plain_probs, plain.unsqueeze(2)).addcmul_(inside, total.unsqueeze(2))
         gradient.scatter_add_(1, _columns(columns), _columns(own))

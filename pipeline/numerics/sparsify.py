@@ -31,8 +31,8 @@ class SparseLogits:
     log_tail_ratio: Tensor
 
 
-def _top_ids(logits: Tensor, k: int) -> Tensor:
-    """Return (B, k) ids by falling logit, equal logits by rising id.
+def _top_ids(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return (B, k) ids by falling logit, equal logits by rising id, and the (B, 1) next logit.
 
     `torch.topk` leaves the order and the choice among equal logits open. Rows in which two
     neighbours of the first k + 1 are equal are sorted in full; other rows have but one order.
@@ -42,7 +42,7 @@ def _top_ids(logits: Tensor, k: int) -> Tensor:
     ids = ids[:, :k].contiguous()
     if bool(tied.any()):
         ids[tied] = logits[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return ids
+    return ids, values[:, -1:]
 
 
 def sparsify(
@@ -73,11 +73,14 @@ def sparsify(
         raise ValueError(f"temperatures must be positive, got {list(temperatures)}")
     logits = logits.float()
     batch, classes = logits.shape
-    ids = _top_ids(logits, min(k, classes))
+    ids, next_logit = _top_ids(logits, min(k, classes))
     top = logits.gather(1, ids)
     ratios = logits.new_full((batch, len(temperatures)), torch.inf)
     if k < classes and activation == "softmax":
-        distance = (logits - top[:, :1]).scatter(1, ids, -torch.inf)
+        # The largest logit of the tail is at hand, so no pass has to look for it.
+        distance = (logits - next_logit).scatter_(1, ids, -torch.inf)
+        lead = (top[:, :1] - next_logit).squeeze(1)
         for column, temperature in enumerate(temperatures):
-            ratios[:, column] = -(distance / temperature).logsumexp(dim=1)
+            mass = (distance / temperature).exp_().sum(dim=1)
+            ratios[:, column] = lead / temperature - mass.log()
     return SparseLogits(ids=ids, logits=top, log_tail_ratio=ratios)
