@@ -30,6 +30,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, default=DEMO)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE, for all seeds")
     parser.add_argument("--name", default="demo_accuracy", help="of the result file")
     arguments = parser.parse_args()
     by_seed = []
@@ -40,6 +41,7 @@ def main() -> None:
                 f"views.seed={seed}",
                 f"specialists.seed={seed}",
                 f"student.seed={seed}",
+                *arguments.set,
             ]
             found = trained_runs(labelled_project(arguments.config, overrides))
         print(
@@ -53,6 +55,7 @@ def main() -> None:
         arguments.name,
         {
             "config": arguments.config.name,
+            "set": arguments.set,
             "seeds": arguments.seeds,
             "specialists_top1_inside": spread(
                 [found["specialists"]["top1_inside"] for found in by_seed]

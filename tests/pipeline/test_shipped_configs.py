@@ -1,0 +1,73 @@
+"""Every glyph configuration that ships runs from images to an evaluated student, made short."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import Project, load_project
+from pipeline.data import update_manifest
+from pipeline.store.published import SPLIT_NAMES, open_published, publish
+from pipeline.teachers.labelling import label_shards, teacher_cost
+from pipeline.teachers.spec import resolve_teachers
+from pipeline.teachers.specialist import train_specialist
+from pipeline.teachers.stores import missing_work, open_or_create, store_schema
+from pipeline.training.evaluation import evaluate_runs
+from pipeline.training.metrics_log import read_metrics
+from pipeline.training.runs import student_runs
+from pipeline.training.students import train_student
+from pipeline.workspace import Workspace
+from storage_schemas.manifest import TEST, TRAIN
+
+CONFIGS = sorted((Path(__file__).parents[2] / "flows" / "configs").rglob("*.yaml"))
+GLYPHS = [path for path in CONFIGS if "source: glyphs" in path.read_text(encoding="utf-8")]
+
+
+def shortened(path: Path, folder: Path) -> Project:
+    """The project with its two smallest verticals, one view and one epoch of each training."""
+    project = load_project(
+        path,
+        [
+            f"workspace={folder}",
+            "data.verticals=[armenian, georgian]",
+            "views.count=1",
+            "specialists.epochs=1",
+            "student.epochs=1",
+        ],
+    )
+    teachers = tuple(t for t in project.teachers if t.name in ("armenian", "georgian"))
+    return project.model_copy(update={"teachers": teachers})
+
+
+@pytest.mark.parametrize("path", GLYPHS, ids=lambda path: path.stem)
+def test_shipped_config_runs(path, tmp_path):
+    """Specialists, labels, student, control and evaluation work, and losses are finite."""
+    project = shortened(path, tmp_path)
+    update = update_manifest(project)
+    manifest, space = update.manifest, update.label_space
+    for spec in resolve_teachers(project, space, manifest):
+        train_specialist(project, spec, manifest)
+        fingerprints = {}
+        for split in (TRAIN, TEST):
+            schema = store_schema(project, spec, space, manifest, split)
+            store = open_or_create(project, schema, space)
+            work = missing_work(project, schema, spec, manifest)
+            label_shards(project, spec, manifest, store, work)
+            fingerprints[SPLIT_NAMES[split]] = schema.fingerprint
+        publish(Workspace(project.workspace), spec.name, fingerprints, teacher_cost(spec))
+    published = open_published(project, space, manifest, TRAIN)
+    runs = student_runs(project, space, manifest, published)
+    for run in runs:
+        train_student(project, run, space, manifest, published)
+        assert all(math.isfinite(row["loss"]) for row in read_metrics(run.folder / "metrics.csv"))
+    tests = open_published(project, space, manifest, TEST)
+    found = evaluate_runs(project, runs, space, manifest, tests)
+    assert [run["role"] for run in found["runs"]] == ["student", "control"]
+    assert found["runs"][0]["top1"] > 100 / len(space)
+
+
+def test_a_demo_config_ships():
+    """The list of configurations that the test above runs is not empty."""
+    assert {path.stem for path in GLYPHS} >= {"glyphs", "knowledge_concentration"}
