@@ -9,12 +9,12 @@ exact ones; truncation to K is not in it. Prints one JSON object.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from measure import record
 from numcodecs import Zstd
 
 Floats = npt.NDArray[np.float64]
@@ -133,7 +133,7 @@ def main() -> None:
         )
         for name, (classes, k, temperature) in CASES.items()
     }
-    print(json.dumps(found, indent=2))
+    record("code_error", {"seed": arguments.seed, "cases": found})
 
 
 if __name__ == "__main__":

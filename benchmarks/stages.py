@@ -16,8 +16,8 @@ from pipeline.teachers.stores import missing_work, open_or_create, store_schema
 from pipeline.training.evaluation import (
     evaluate_predictions,
     evaluate_specialists,
-    predict_rows,
 )
+from pipeline.training.prediction import predict_rows
 from pipeline.training.runs import student_runs
 from pipeline.training.students import train_student
 from pipeline.workspace import Workspace

@@ -1,27 +1,128 @@
-"""A finished student on single images: the folder it left behind is all that is needed."""
+"""Running a finished student: over the test rows of its project, and on single image files.
+
+In: loading the weights, probabilities as the objective means them. Left out: metrics
+(evaluation.py). For image files the folder that a run left behind is all that is needed.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from pipeline.config import StudentConfig
+from pipeline.config import ObjectiveConfig, Project, StudentConfig
+from pipeline.data import open_source
 from pipeline.data.decoding import decode_image
+from pipeline.data.view_reader import ViewReader
 from pipeline.data.views import render
 from pipeline.models.student import Student, build_student
-from pipeline.training.evaluation import class_probabilities
+from pipeline.training.fit import pick_device
+from pipeline.training.runs import StudentRun
 from pipeline.workspace import read_record
-from storage_schemas.errors import TrainingError, UnreadableImageError
+from storage_schemas.errors import DataError, TrainingError, UnreadableImageError
 from storage_schemas.label_space import LabelSpace
+from storage_schemas.manifest import TEST, Manifest
 from storage_schemas.view_recipe import ViewRecipe
+
+Rows = npt.NDArray[np.int64]
+
+
+class _TestImages(Dataset[Tensor]):
+    def __init__(self, reader: ViewReader) -> None:
+        self.reader = reader
+
+    def __getitem__(self, rows: Rows) -> Tensor:
+        return self.reader.read(rows, np.zeros_like(rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """A student's answers on the test rows.
+
+    Attributes:
+        rows: (N,) manifest rows.
+        labels: (N,) global class ids.
+        logits: (N, C) float32.
+        probabilities: (N, C) float32, as the student's objective means its logits.
+    """
+
+    rows: Rows
+    labels: Tensor
+    logits: Tensor
+    probabilities: Tensor
+
+
+def class_probabilities(logits: Tensor, objective: ObjectiveConfig) -> Tensor:
+    """Return probabilities of (..., C) logits: independent ones where the loss is sigmoid."""
+    if getattr(objective, "form", None) == "sigmoid":
+        return logits.sigmoid()
+    return logits.softmax(dim=-1)
+
+
+def load_student(run: StudentRun, space: LabelSpace) -> Student:
+    """Build a finished run's network with its weights, in eval mode on the CPU."""
+    student = build_student(run.config, space)
+    student.load_state_dict(load_file(run.weights))
+    return student.eval()
+
+
+def predict_rows(
+    project: Project,
+    run: StudentRun,
+    space: LabelSpace,
+    manifest: Manifest,
+    *,
+    report: Callable[[int, int], None] | None = None,
+) -> Predictions:
+    """Run a finished student over all labelled test rows, in the evaluation view.
+
+    Raises:
+        DataError: If there are none.
+    """
+    rows = manifest.rows(TEST)
+    rows = rows[manifest.labels[rows] >= 0]
+    if len(rows) == 0:
+        raise DataError("there is no labelled test image; set data.test_fraction or data.test_root")
+    device = pick_device(project.runtime.device)
+    student = load_student(run, space).to(device)
+    reader = ViewReader(
+        open_source(project.data, project.workspace),
+        manifest.keys,
+        ViewRecipe.evaluation_recipe(),
+        run.config.input,
+    )
+    batches = np.array_split(rows, -(-len(rows) // run.config.batch_size))
+    loader = DataLoader(
+        _TestImages(reader),
+        batch_size=None,
+        sampler=batches,
+        num_workers=project.runtime.num_workers,
+        multiprocessing_context="forkserver" if project.runtime.num_workers else None,
+    )
+    logits = []
+    with torch.inference_mode():
+        for images in loader:
+            logits.append(student(images.to(device)).logits.float().cpu())
+            if report is not None:
+                report(len(logits), len(batches))
+    whole = torch.cat(logits)
+    return Predictions(
+        rows=rows,
+        labels=torch.from_numpy(manifest.labels[rows].astype(np.int64)),
+        logits=whole,
+        probabilities=class_probabilities(whole, run.config.objective),
+    )
 
 
 def find_student(path: Path) -> Path:

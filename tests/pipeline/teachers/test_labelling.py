@@ -121,12 +121,15 @@ def stores_of(root):
     return {str(path.relative_to(root / "work")): open_soft_labels(path) for path in paths}
 
 
-def test_labels_equal_a_dense_run_of_the_teacher(root):
-    """What the store returns is the teacher's own softmax on the same pixels."""
+@pytest.mark.parametrize("mix", ["null", "{kind: mixup, alpha: 0.8}", "{kind: cutmix}"])
+def test_labels_equal_a_dense_run_of_the_teacher(root, mix):
+    """What the store returns is the teacher's own softmax on the same pixels, mixed or not."""
+    from pipeline.data.routing import mix_pools
     from pipeline.data import open_source
     from pipeline.data.view_reader import ViewReader
 
-    project, update, _ = label_all(root, overrides=["labels.precision=exact", "labels.k=3"])
+    overrides = ["labels.precision=exact", "labels.k=3", f"views.mix={mix}"]
+    project, update, _ = label_all(root, overrides=overrides)
     spec = resolve_teacher(project, project.teachers[0], update.label_space, update.manifest)
     published = open_published(project, update.label_space, update.manifest, TRAIN)
     rows = update.manifest.rows(TRAIN, support=spec.label_map.support)
@@ -135,6 +138,7 @@ def test_labels_equal_a_dense_run_of_the_teacher(root):
         update.manifest.keys,
         project.views,
         spec.config.input,
+        None if mix == "null" else mix_pools(update.manifest, TRAIN, published.routes),
     )
     views = rows % 2
     network = labelling.load_teacher(spec, torch.device("cpu"))

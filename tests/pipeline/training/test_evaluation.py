@@ -9,11 +9,11 @@ import torch
 from pipeline.store import create_soft_labels
 from pipeline.store.published import PublishedLabels
 from pipeline.training.evaluation import (
-    Predictions,
     evaluate_predictions,
     evaluate_specialists,
     sample_answers,
 )
+from pipeline.training.prediction import Predictions
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import TEST, Manifest
 from storage_schemas.soft_labels import SoftLabelSchema, encode
