@@ -221,9 +221,8 @@ def init(
 ) -> None:
     """Write a project file for a folder of images, check it, and say what to fill in."""
     with _user_errors():
-        from pipeline.starting import start_project
-
         from flows import tables
+        from pipeline.starting import start_project
 
         _print(start_project(folder, images), as_json, tables.show_started)
 

@@ -124,8 +124,8 @@ def stores_of(root):
 @pytest.mark.parametrize("mix", ["null", "{kind: mixup, alpha: 0.8}", "{kind: cutmix}"])
 def test_labels_equal_a_dense_run_of_the_teacher(root, mix):
     """What the store returns is the teacher's own softmax on the same pixels, mixed or not."""
-    from pipeline.data.routing import mix_pools
     from pipeline.data import open_source
+    from pipeline.data.routing import mix_pools
     from pipeline.data.view_reader import ViewReader
 
     overrides = ["labels.precision=exact", "labels.k=3", f"views.mix={mix}"]
