@@ -3,7 +3,8 @@
 In: a stage over a loader with autocast, clipping, weight averaging, logging, checkpoints and
 resume at the exact step. Left out: what is trained on what (students.py, teachers). On a CPU a
 run that was killed and resumed ends with bitwise the same weights as one that was not: the
-batches are a function of the step, and the checkpoint holds everything else.
+batches are a function of the step, and the checkpoint holds everything else. That needs the same
+number of threads, since sums over threads are rounded in another order.
 """
 
 from __future__ import annotations

@@ -65,7 +65,8 @@ def test_shipped_config_runs(path, tmp_path):
     tests = open_published(project, space, manifest, TEST)
     found = evaluate_runs(project, runs, space, manifest, tests)
     assert [run["role"] for run in found["runs"]] == ["student", "control"]
-    assert found["runs"][0]["top1"] > 100 / len(space)
+    assert all(run["images"] == len(manifest.rows(TEST)) > 0 for run in found["runs"])
+    assert all(math.isfinite(run["mpvap"]) for run in found["runs"])
 
 
 def test_a_demo_config_ships():

@@ -110,6 +110,7 @@ KILLED = """
     module = importlib.util.module_from_spec(spec)
     sys.modules["test_fit"] = module
     spec.loader.exec_module(module)
+    module.torch.set_num_threads({threads})
 
     def report(step, total, values):
         print(step, flush=True)
@@ -124,7 +125,12 @@ KILLED = """
 def test_killed_run_ends_with_the_same_weights(tmp_path, kill_at):
     """A run that is killed with SIGKILL and resumed ends bitwise like one that was not."""
     whole = weights_of(*run_fit(tmp_path / "whole"))
-    script = KILLED.format(file=__file__, folder=str(tmp_path / "killed"), kill_at=kill_at)
+    script = KILLED.format(
+        file=__file__,
+        folder=str(tmp_path / "killed"),
+        kill_at=kill_at,
+        threads=torch.get_num_threads(),
+    )
     process = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
         cwd=Path(__file__).parents[3],
