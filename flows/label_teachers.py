@@ -7,6 +7,7 @@ records: no result is cached (DESIGN invariant 3).
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 from prefect import flow, task
@@ -16,6 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.progress import bar
 from flows.project import Loaded, load, reload
 from pipeline.plan import plan_labels
+from pipeline.store.lock import writer_lock
 from pipeline.store.published import SPLIT_NAMES, publish
 from pipeline.teachers.spec import TeacherSpec, resolve_teacher, resolve_teachers
 from pipeline.teachers.stores import (
@@ -94,30 +96,33 @@ def label_teacher(
     loaded = load(config, overrides)
     project, manifest = loaded.project, loaded.manifest
     spec = _resolve(loaded, teacher)
+    schemas = {
+        split: store_schema(project, spec, loaded.space, manifest, split) for split in (TRAIN, TEST)
+    }
     done: list[dict[str, Any]] = []
-    fingerprints = {}
-    stored: list[dict[str, Any]] = []
-    for split in (TRAIN, TEST):
-        schema = store_schema(project, spec, loaded.space, manifest, split)
-        store = open_or_create(project, schema, loaded.space)
-        work = missing_work(project, schema, spec, manifest)
-        groups = work_groups(work, LABELS_PER_TASK)
-        for group in range(len(groups)):
-            done.append(label_group(teacher, SPLIT_NAMES[split], group, config, overrides))
-        fingerprints[SPLIT_NAMES[split]] = schema.fingerprint
-        labels = int(store.commits[:, :, 0].sum())
-        stored.append(
-            {
-                "store": str(store_path(project, schema).relative_to(project.workspace)),
-                "labels": labels,
-                "at most bytes": label_bytes(schema, labels),
-                "new shards": sum(item["shards"] for item in done if item["split"] == schema.split),
-                "labels a second": max(
-                    (item["labels_per_second"] for item in done if item["split"] == schema.split),
-                    default=0,
-                ),
-            }
-        )
+    stored = []
+    with ExitStack() as locks:
+        for schema in schemas.values():
+            locks.enter_context(writer_lock(store_path(project, schema)))
+        for split, schema in schemas.items():
+            store = open_or_create(project, schema, loaded.space)
+            work = missing_work(project, schema, spec, manifest)
+            new = [
+                label_group(teacher, SPLIT_NAMES[split], group, config, overrides)
+                for group in range(len(work_groups(work, LABELS_PER_TASK)))
+            ]
+            done += new
+            labels = int(store.commits[:, :, 0].sum())
+            stored.append(
+                {
+                    "store": str(store.path.relative_to(project.workspace)),
+                    "labels": labels,
+                    "at most bytes": label_bytes(schema, labels),
+                    "new shards": sum(item["shards"] for item in new),
+                    "labels a second": max((item["labels_per_second"] for item in new), default=0),
+                }
+            )
+    fingerprints = {SPLIT_NAMES[split]: schema.fingerprint for split, schema in schemas.items()}
     publish(Workspace(project.workspace), teacher, fingerprints, teacher_cost(spec))
     create_table_artifact(
         stored, key=f"labels-{teacher.lower().replace('_', '-').replace('.', '-')}"

@@ -26,6 +26,7 @@ from pipeline.config import TrainingConfig
 from pipeline.data.epoch_order import BatchOrder
 from pipeline.data.loader import Batch, batch_loader
 from pipeline.objectives.base import total_loss
+from pipeline.store.lock import writer_lock
 from pipeline.training.checkpoints import load_newest_checkpoint, save_checkpoint
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.optimization import build_average, build_optimizer, build_schedule
@@ -150,6 +151,7 @@ def fit(
 
     Raises:
         TrainingError: If the loss is not finite, or no checkpoint can be read.
+        StoreError: If another process trains in the same folder.
     """
     total_steps = stage.epochs * order.steps_per_epoch
     model.to(device)
@@ -175,7 +177,7 @@ def fit(
     step = first_step
     model.train()
     stage.objective.train()
-    with MetricsLog(folder, first_step=first_step) as log:
+    with writer_lock(folder), MetricsLog(folder, first_step=first_step) as log:
         values: dict[str, float] = {}
         for batch in loader:
             terms = _step(run, batch, config, device)

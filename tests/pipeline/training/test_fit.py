@@ -27,12 +27,13 @@ from pipeline.data.epoch_order import BatchOrder
 from pipeline.data.loader import BatchDataset
 from pipeline.objectives import build_objective
 from pipeline.objectives.base import LabelContext, StudentOutput, TargetBatch
+from pipeline.store.lock import writer_lock
 from pipeline.training.checkpoints import load_newest_checkpoint, save_checkpoint
 from pipeline.training.fit import fit
 from pipeline.training.metrics_log import read_metrics
 from pipeline.training.optimization import build_average, learning_rate_share, parameter_groups
 from pipeline.training.stage import Stage
-from storage_schemas.errors import TrainingError
+from storage_schemas.errors import StoreError, TrainingError
 
 CLASSES = 5
 
@@ -299,3 +300,9 @@ def test_bfloat16_autocast_trains_on_a_cpu(tmp_path):
     config = TrainingConfig(precision="bfloat16", log_every_steps=1)
     run_fit(tmp_path, epochs=1, config=config)
     assert all(math.isfinite(row["loss"]) for row in read_metrics(tmp_path / "metrics.csv"))
+
+
+def test_second_trainer_of_a_run_is_refused(tmp_path):
+    """Two processes do not train in one folder: the second is told who is there."""
+    with writer_lock(tmp_path / "run"), pytest.raises(StoreError, match="is being written by"):
+        run_fit(tmp_path / "run")
