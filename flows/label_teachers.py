@@ -29,16 +29,15 @@ from pipeline.teachers.stores import (
     work_groups,
 )
 from pipeline.workspace import Workspace
-from storage_schemas.errors import ConcentrateError
 from storage_schemas.manifest import TEST, TRAIN
 
 LABELS_PER_TASK = 1 << 18
 
 
 def _is_io_error(task: Any, task_run: Any, state: Any) -> bool:
-    """Retry what may pass by itself; never the user's errors."""
+    """Retry what may pass by itself: a disk or network that failed; never the user's errors."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, OSError) and not isinstance(error, ConcentrateError)
+    return isinstance(error, OSError) or isinstance(getattr(error, "__cause__", None), OSError)
 
 
 def _resolve(loaded: Loaded, teacher: str) -> TeacherSpec:

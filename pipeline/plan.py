@@ -117,27 +117,24 @@ def plan_labels(
     """Return the labelling that a teacher still needs, one entry per split."""
     found = []
     for split in (TRAIN, TEST):
-        if not spec.is_ready:
-            found.append(
-                PlannedWork(
-                    stage="label",
-                    target=f"{spec.name}/{SPLIT_NAMES[split]}",
-                    reason="after the specialist is trained",
-                )
-            )
-            continue
-        schema = store_schema(project, spec, space, manifest, split)
+        weights = None if spec.is_ready else "not trained yet"
+        schema = store_schema(project, spec, space, manifest, split, weights=weights)
         work = missing_work(project, schema, spec, manifest)
         published = published_path(Workspace(project.workspace), spec.name, split)
         current = store_path(project, schema)
         if not work and published == current:
             continue
+        reason = (
+            _label_reason(project, schema, published, bool(work))
+            if spec.is_ready
+            else "after the specialist is trained"
+        )
         labels = sum(item.labels for item in work)
         found.append(
             PlannedWork(
                 stage="label",
                 target=f"{spec.name}/{SPLIT_NAMES[split]}",
-                reason=_label_reason(project, schema, published, bool(work)),
+                reason=reason,
                 rows=sum(item.rows for item in work),
                 labels=labels,
                 shards=sum(len(item.views) for item in work),

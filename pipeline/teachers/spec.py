@@ -18,7 +18,7 @@ from pipeline.workspace import Workspace, read_record
 from storage_schemas.errors import ConfigError
 from storage_schemas.fingerprint import file_digest, fingerprint
 from storage_schemas.label_space import LabelMap, LabelSpace
-from storage_schemas.manifest import TRAIN, Manifest
+from storage_schemas.manifest import Manifest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,8 @@ def _training_fingerprint(
     manifest: Manifest,
     recipe: Mapping[str, Any],
 ) -> str:
-    rows = manifest.rows(TRAIN, support=label_map.support)
+    # Not the rows themselves: a specialist stays as it is when images are added, so that only they
+    # are labelled. Another set of images altogether has another first append.
     return fingerprint(
         {
             "builder": config.builder,
@@ -118,7 +119,7 @@ def _training_fingerprint(
                 exclude={"checkpoint_every_steps", "keep_checkpoints", "log_every_steps"},
             ),
             "recipe": dict(recipe),
-            "rows": manifest.rows_digest(rows),
+            "manifest": manifest.chains[0],
         }
     )
 

@@ -43,9 +43,23 @@ class ShardWork:
 
 
 def store_schema(
-    project: Project, spec: TeacherSpec, space: LabelSpace, manifest: Manifest, split: int
+    project: Project,
+    spec: TeacherSpec,
+    space: LabelSpace,
+    manifest: Manifest,
+    split: int,
+    *,
+    weights: str | None = None,
 ) -> SoftLabelSchema:
     """Return what a teacher's store for a split must say of itself.
+
+    Args:
+        project: Its label settings and recipe.
+        spec: The teacher.
+        space: All classes.
+        manifest: All rows.
+        split: `TRAIN` or `TEST`.
+        weights: Stands for the digest of weights that are not there yet, to plan with.
 
     Raises:
         ConfigError: If the teacher's weights are not there.
@@ -57,7 +71,7 @@ def store_schema(
     parts = {
         "version": SOFT_LABEL_VERSION,
         "teacher": spec.name,
-        "weights": spec.weights_digest(),
+        "weights": weights or spec.weights_digest(),
         "builder": spec.config.builder,
         "builder_args": spec.config.builder_args,
         "input": spec.config.input.model_dump(mode="json"),

@@ -195,12 +195,18 @@ def test_one_missing_view_is_filled_with_the_same_bits(root):
 
 
 def test_new_images_are_labelled_alone(root):
-    """After images are added, old shards stay and only new rows' shards are written."""
+    """After images are added, specialists and old shards stay; new rows' shards are written."""
     _, before, _ = label_all(root)
     for number in range(8, 12):
         write_image(root / "images/fruit/pear" / f"{number}.png", seed=number)
     project, after, _ = label_all(root)
     assert len(after.manifest) == len(before.manifest) + 4
+    untrained = project.teachers[0].model_copy(update={"weights": None})
+    folders = {
+        resolve_teacher(project, untrained, update.label_space, update.manifest).folder
+        for update in (before, after)
+    }
+    assert len(folders) == 1
     published = open_published(project, after.label_space, after.manifest, TRAIN)
     for index, store in enumerate(published.stores):
         rows = after.manifest.rows(TRAIN)
