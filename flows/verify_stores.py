@@ -10,7 +10,8 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.progress import bar
 from flows.project import load
-from pipeline.store import open_soft_labels, verify_store
+from pipeline.store import open_soft_labels, take_out_of_use
+from pipeline.store.lock import writer_lock
 from pipeline.store.published import SPLIT_NAMES, published_path
 from pipeline.workspace import Workspace
 from storage_schemas.errors import CheckFailedError, ConcentrateError
@@ -21,7 +22,10 @@ from storage_schemas.manifest import TEST, TRAIN
 def verify_one(
     teacher: str, split: str, path: str | None, depth: Literal["quick", "full"]
 ) -> dict[str, Any]:
-    """Check one store; returns its problems instead of raising, so that all are checked."""
+    """Check one store; returns its problems instead of raising, so that all are checked.
+
+    Damaged shards are taken out of use, so that `concentrate label` writes exactly them again.
+    """
     from pathlib import Path
 
     found: dict[str, Any] = {"teacher": teacher, "split": split, "labels": 0, "problems": []}
@@ -30,7 +34,8 @@ def verify_one(
     try:
         store = open_soft_labels(Path(path))
         found["labels"] = int(store.commits[:, :, 0].sum())
-        found["problems"] = verify_store(store, depth)
+        with writer_lock(store.path):
+            found["problems"] = take_out_of_use(store, depth)
     except ConcentrateError as error:
         found["problems"] = [str(error)]
     return found
@@ -77,5 +82,8 @@ def verify_stores(
         for problem in item["problems"]
     ]
     if problems:
-        raise CheckFailedError("label stores", problems)
+        raise CheckFailedError(
+            "label stores (damaged shards are out of use; `concentrate label` writes them again)",
+            problems,
+        )
     return found

@@ -4,7 +4,7 @@ from pipeline.store.inspect import StoreSummary, inspect_store
 from pipeline.store.layout import shard_layout
 from pipeline.store.opening import create_soft_labels, open_soft_labels
 from pipeline.store.soft_label_store import SoftLabelStore
-from pipeline.store.verify import verify_store
+from pipeline.store.verify import take_out_of_use, verify_store
 
 __all__ = [
     "SoftLabelStore",
@@ -13,5 +13,6 @@ __all__ = [
     "inspect_store",
     "open_soft_labels",
     "shard_layout",
+    "take_out_of_use",
     "verify_store",
 ]

@@ -61,6 +61,30 @@ def shard_problems(store: SoftLabelStore, view: int, shard: int, depth: Depth) -
     return [f"{where}: {problem}" for problem in found]
 
 
+def damaged_shards(store: SoftLabelStore, depth: Depth) -> dict[tuple[int, int], list[str]]:
+    """Return (view, shard) -> what is wrong with it, of every shard that is not sound.
+
+    Args:
+        store: Opened just now, so that its metadata is known to be sound.
+        depth: See `verify_store`.
+    """
+    places = np.ndindex(store.schema.num_views, store.schema.num_shards)
+    found = {(view, shard): shard_problems(store, view, shard, depth) for view, shard in places}
+    return {place: problems for place, problems in found.items() if problems}
+
+
+def take_out_of_use(store: SoftLabelStore, depth: Depth) -> list[str]:
+    """Remove the commit records of damaged shards, and return what was wrong with each.
+
+    They count as not labelled from then on: a reader refuses them, and labelling writes exactly
+    them again. The caller holds the writer lock of the store.
+    """
+    damaged = damaged_shards(store, depth)
+    for view, shard in damaged:
+        store.discard_shard(view, shard)
+    return [problem for problems in damaged.values() for problem in problems]
+
+
 def verify_store(store: SoftLabelStore, depth: Depth = "quick") -> list[str]:
     """Return everything that is wrong with a store; an empty list means it is sound.
 
@@ -76,8 +100,4 @@ def verify_store(store: SoftLabelStore, depth: Depth = "quick") -> list[str]:
         store = open_soft_labels(store.path)
     except ConcentrateError as error:
         return [str(error)]
-    return [
-        problem
-        for view, shard in np.ndindex(store.schema.num_views, store.schema.num_shards)
-        for problem in shard_problems(store, view, shard, depth)
-    ]
+    return [problem for problems in damaged_shards(store, depth).values() for problem in problems]

@@ -131,7 +131,7 @@ def test_a_changed_checkpoint_is_labelled_again_alone(finished: Path, run_line: 
 
 
 def test_a_damaged_store_fails_verification(finished: Path, run_line: Run):
-    """One flipped byte: exit code 1, and store, array, view and shard are named."""
+    """One flipped byte: exit code 1, the shard is named, and labelling repairs just that one."""
     record = json.loads((finished / "work/labels/shapes/published.json").read_text())
     store = finished / "work" / "labels" / "shapes" / f"{record['stores']['train']}.zarr"
     shard = sorted(path for path in (store / "gaps" / "c").rglob("*") if path.is_file())[-1]
@@ -148,6 +148,11 @@ def test_a_damaged_store_fails_verification(finished: Path, run_line: Run):
     inspected = run_line(finished, f"concentrate inspect {store} --json")
     assert inspected.exit_code == 1
     assert json.loads(inspected.stdout)["problems"]
+    repaired = json.loads(run_line(finished, "concentrate label project.yaml --json").stdout)
+    assert [(r["teacher"], r["split"], r["shards"]) for r in repaired] == [("shapes", "train", 1)]
+    assert run_line(finished, "concentrate verify project.yaml --depth full").exit_code == 0
+    again = json.loads(run_line(finished, "concentrate run project.yaml --json").stdout)
+    assert again["done"] == {"specialists": 0, "labels": 0, "runs": 0}
 
 
 def test_checkpoints_that_do_not_fit_are_refused(finished: Path, run_line: Run):
