@@ -99,12 +99,14 @@ def measure_first_teacher(project: Project, rounds: int) -> dict[str, object]:
                     with torch.inference_mode():
                         teacher(pixels[view])
 
-    def label() -> None:
+    def remove_store() -> None:
         shutil.rmtree(store_path(project, schema), ignore_errors=True)
+
+    def label() -> None:
         store = open_or_create(project, schema, space)
         label_shards(project, spec, manifest, store, work)
 
-    seconds = interleaved({"label": label, "bare": bare}, rounds=rounds)
+    seconds = interleaved({"label": label, "bare": bare}, rounds=rounds, before=remove_store)
     labels = len(rows) * len(views)
     return {
         "labels": labels,

@@ -36,7 +36,11 @@ def machine() -> dict[str, Any]:
 
 
 def interleaved(
-    cases: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1
+    cases: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    before: Callable[[], Any] | None = None,
 ) -> dict[str, list[float]]:
     """Return the wall seconds of each case, the cases taken in turn in every round.
 
@@ -44,11 +48,14 @@ def interleaved(
         cases: Called without arguments.
         rounds: Counted rounds.
         warmup: Rounds before those.
+        before: Called before each case, not timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(warmup + rounds):
         # Every other round runs backwards, so that a drift of the machine favours no case.
         for name in list(cases) if turn % 2 else reversed(list(cases)):
+            if before is not None:
+                before()
             started = time.perf_counter()
             cases[name]()
             if turn >= warmup:

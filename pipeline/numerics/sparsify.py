@@ -81,6 +81,7 @@ def sparsify(
         distance = (logits - next_logit).scatter_(1, ids, -torch.inf)
         lead = (top[:, :1] - next_logit).squeeze(1)
         for column, temperature in enumerate(temperatures):
-            mass = (distance / temperature).exp_().sum(dim=1)
+            scaled = distance if temperature == 1 else distance / temperature
+            mass = scaled.exp().sum(dim=1)
             ratios[:, column] = lead / temperature - mass.log()
     return SparseLogits(ids=ids, logits=top, log_tail_ratio=ratios)
