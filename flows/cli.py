@@ -8,10 +8,13 @@ that need them, so that --help is quick.
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
@@ -227,8 +230,24 @@ def init(
         _print(start_project(folder, images), as_json, tables.show_started)
 
 
+def _stop_at_once(number: int, frame: FrameType | None) -> None:
+    """End this process and its children where they stand: all work is written to survive that.
+
+    Prefect would report the interruption to its own server first, which has been interrupted too,
+    and wait for minutes.
+    """
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        child.terminate()
+    print("\nstopped; the same command goes on from here", file=sys.stderr, flush=True)
+    os._exit(130)
+
+
 def main() -> None:
     """Run the command line."""
+    if "PREFECT_API_URL" not in os.environ:
+        signal.signal(signal.SIGINT, _stop_at_once)
     app()
 
 

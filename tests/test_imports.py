@@ -22,7 +22,16 @@ MAY_IMPORT = {
     "pipeline": PIPELINE,
     "pipeline.store": PIPELINE | {"zarr", "numcodecs", "dask", "google_crc32c"},
     "pipeline.report": PIPELINE | {"matplotlib"},
-    "flows": {"flows", "pipeline", "storage_schemas", "prefect", "prefect_dask", "typer", "rich"},
+    "flows": {
+        "flows",
+        "pipeline",
+        "storage_schemas",
+        "prefect",
+        "prefect_dask",
+        "typer",
+        "rich",
+        "psutil",
+    },
 }
 
 
