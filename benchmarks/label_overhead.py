@@ -2,8 +2,8 @@
 
 Both go through the same loader and teacher in one process, taken in turn. Labelling adds top-k,
 the code, compression, checksums, fsync and commit records. Prefect's start is not in it: it is a
-fixed cost a run, measured in the README. Two cases: the demo's first teacher (32 pixels, 65
-microseconds an image) and a ResNet-18 on JPEG photographs at 224 pixels.
+fixed cost a run, measured in the README. Two cases: the demo's first teacher (32 pixels) and a
+ResNet-18 on JPEG photographs at 224 pixels.
 
     python benchmarks/label_overhead.py
 """

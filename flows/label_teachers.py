@@ -29,6 +29,7 @@ from pipeline.teachers.stores import (
     work_groups,
 )
 from pipeline.workspace import Workspace
+from storage_schemas.errors import StoreError
 from storage_schemas.manifest import TEST, TRAIN
 
 LABELS_PER_TASK = 1 << 18
@@ -37,7 +38,8 @@ LABELS_PER_TASK = 1 << 18
 def _is_io_error(task: Any, task_run: Any, state: Any) -> bool:
     """Retry what may pass by itself: a disk or network that failed; never the user's errors."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, OSError) or isinstance(getattr(error, "__cause__", None), OSError)
+    stored = isinstance(error, StoreError) and isinstance(error.__cause__, OSError)
+    return isinstance(error, OSError) or stored
 
 
 def _resolve(loaded: Loaded, teacher: str) -> TeacherSpec:

@@ -10,7 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.progress import bar
 from flows.project import load
-from pipeline.store import open_soft_labels, take_out_of_use
+from pipeline.store import open_soft_labels, take_out_of_use, verify_store
 from pipeline.store.lock import writer_lock
 from pipeline.store.published import SPLIT_NAMES, published_path
 from pipeline.workspace import Workspace
@@ -34,8 +34,10 @@ def verify_one(
     try:
         store = open_soft_labels(Path(path))
         found["labels"] = int(store.commits[:, :, 0].sum())
-        with writer_lock(store.path):
-            found["problems"] = take_out_of_use(store, depth)
+        found["problems"] = verify_store(store, depth)
+        if found["problems"]:  # a sound store is not written, so it may be read-only
+            with writer_lock(store.path):
+                found["problems"] = take_out_of_use(store, depth)
     except ConcentrateError as error:
         found["problems"] = [str(error)]
     return found
@@ -83,7 +85,7 @@ def verify_stores(
     ]
     if problems:
         raise CheckFailedError(
-            "label stores (damaged shards are out of use; `concentrate label` writes them again)",
+            "label stores (shards named are out of use; `concentrate label` writes them again)",
             problems,
         )
     return found

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipeline.config import Project
 from pipeline.data import ManifestUpdate, update_manifest
+from pipeline.store.opening import read_schema
 from pipeline.store.published import SPLIT_NAMES, open_published, published_path
 from pipeline.teachers.spec import TeacherSpec, resolve_teachers
 from pipeline.teachers.stores import (
@@ -152,8 +153,6 @@ def _label_reason(project: Project, schema: Any, published: Any, work: bool) -> 
         return "shards are missing: new images, or an interrupted run"
     if published is None:
         return "not labelled yet"
-    from pipeline.store.opening import read_schema
-
     try:
         parts = read_schema(published)[0].fingerprint_parts
     except ConcentrateError as error:

@@ -153,6 +153,21 @@ def fit(
         TrainingError: If the loss is not finite, or no checkpoint can be read.
         StoreError: If another process trains in the same folder.
     """
+    with writer_lock(folder):
+        return _fit_alone(model, stage, dataset, order, config, folder, device, num_workers, report)
+
+
+def _fit_alone(
+    model: nn.Module,
+    stage: Stage,
+    dataset: Dataset[Batch],
+    order: BatchOrder,
+    config: TrainingConfig,
+    folder: Path,
+    device: torch.device,
+    num_workers: int,
+    report: StepReport | None,
+) -> FitResult:
     total_steps = stage.epochs * order.steps_per_epoch
     model.to(device)
     stage.objective.to(device)
@@ -177,7 +192,7 @@ def fit(
     step = first_step
     model.train()
     stage.objective.train()
-    with writer_lock(folder), MetricsLog(folder, first_step=first_step) as log:
+    with MetricsLog(folder, first_step=first_step) as log:
         values: dict[str, float] = {}
         for batch in loader:
             terms = _step(run, batch, config, device)
