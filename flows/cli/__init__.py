@@ -1,0 +1,60 @@
+"""The `concentrate` command: one verb per stage.
+
+torch, zarr and Prefect are imported by the verbs that need them, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+import typer
+
+from flows.cli import stages, stores, students
+
+app = typer.Typer(
+    name="concentrate",
+    help="Many specialist classifiers, one student: label once, train from the store.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+for _verb, _example in (
+    (stages.run, "concentrate run project.yaml --set student.epochs=20"),
+    (stages.plan, "concentrate plan project.yaml"),
+    (stages.specialists, "concentrate specialists project.yaml"),
+    (stages.label, "concentrate label project.yaml --teacher letters"),
+    (stages.verify, "concentrate verify project.yaml --depth full"),
+    (stages.train, "concentrate train project.yaml"),
+    (stages.evaluate, "concentrate evaluate project.yaml --json"),
+    (stages.report, "concentrate report project.yaml"),
+    (stores.inspect, "concentrate inspect STORE"),
+    (students.predict, "concentrate predict STUDENT IMAGE"),
+    (students.init, "concentrate init pets --images IMAGES"),
+):
+    app.command(epilog=f"[bold]Example:[/bold]  {_example}")(_verb)
+
+
+def _stop_at_once(number: int, frame: FrameType | None) -> None:
+    """End this process and its children where they stand: all work is written to survive that.
+
+    Prefect would report the interruption to its own server first, which has been interrupted too,
+    and wait for minutes.
+    """
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        child.terminate()
+    print("\nstopped; the same command goes on from here", file=sys.stderr, flush=True)
+    os._exit(130)
+
+
+def main() -> None:
+    """Run the command line."""
+    if "PREFECT_API_URL" not in os.environ:
+        signal.signal(signal.SIGINT, _stop_at_once)
+    app()

@@ -1,0 +1,63 @@
+"""What the verbs share: options, the reading of the project file, errors as messages.
+
+Results go to stdout (a table, or one JSON object with --json), progress to stderr. Exit codes:
+0 done, 1 a check failed, 2 the input is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flows.environment import prepare_environment
+from pipeline.config import Project, load_project
+from storage_schemas.errors import ConcentrateError
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The project file.")]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting; may be given again."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
+Teacher = Annotated[str | None, typer.Option("--teacher", metavar="NAME", help="Only this one.")]
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn the errors that a user can act on into one message and an exit code."""
+    from flows.progress import stop_display
+
+    try:
+        yield
+    except ConcentrateError as error:
+        stop_display()
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        stop_display()
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
+    finally:
+        stop_display()
+
+
+def show(value: Any, as_json: bool, as_table: Callable[[Any], None]) -> None:
+    """Print a result to stdout, as one JSON value or as a table for a person."""
+    if as_json:
+        print(json.dumps(value, ensure_ascii=False))
+    else:
+        as_table(value)
+
+
+def prepare(config: Path, sets: list[str] | None) -> tuple[Project, str, list[str]]:
+    """Check the project file before Prefect is started, and set Prefect's environment."""
+    overrides = list(sets or [])
+    project = load_project(config, overrides)
+    prepare_environment(project.workspace)
+    return project, str(config.resolve()), overrides

@@ -1,0 +1,110 @@
+"""The verbs of the pipeline: one a stage, and all of them in order.
+
+Flows are imported by the verb that runs them, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from flows.cli.options import AsJson, Config, Sets, Teacher, prepare, show, user_errors
+from pipeline.config import load_project
+
+Depth = Annotated[
+    Literal["quick", "full"],
+    typer.Option("--depth", help="quick: records and sizes. full: every byte."),
+]
+
+
+def run(config: Config, sets: Sets = None, as_json: AsJson = False) -> None:
+    """Run everything that is missing or stale, in order."""
+    with user_errors():
+        _, path, overrides = prepare(config, sets)
+        from flows import tables
+        from flows.concentrate import concentrate
+
+        show(concentrate(path, overrides), as_json, tables.show_run)
+
+
+def plan(config: Config, sets: Sets = None, as_json: AsJson = False) -> None:
+    """Show what would run, why, and how many bytes it takes; lists the images, runs nothing."""
+    with user_errors():
+        project = load_project(config, list(sets or []))
+        from flows import tables
+        from flows.progress import bar
+        from pipeline.plan import make_plan
+
+        with bar("images listed") as line:
+            found, _ = make_plan(project, progress=lambda done, total: line.set(done, total))
+        show(found.to_dict(), as_json, tables.show_plan)
+
+
+def specialists(
+    config: Config, sets: Sets = None, teacher: Teacher = None, as_json: AsJson = False
+) -> None:
+    """Train the teachers that come without weights, on their own images."""
+    with user_errors():
+        _, path, overrides = prepare(config, sets)
+        from flows import tables
+        from flows.train_specialists import train_specialists
+
+        show(train_specialists(path, overrides, teacher), as_json, tables.show_records)
+
+
+def label(
+    config: Config, sets: Sets = None, teacher: Teacher = None, as_json: AsJson = False
+) -> None:
+    """Run each teacher over what it has not labelled yet, and publish its stores."""
+    with user_errors():
+        _, path, overrides = prepare(config, sets)
+        from flows import tables
+        from flows.label_teachers import label_teachers
+
+        show(label_teachers(path, overrides, teacher), as_json, tables.show_records)
+
+
+def verify(
+    config: Config,
+    sets: Sets = None,
+    teacher: Teacher = None,
+    depth: Depth = "quick",
+    as_json: AsJson = False,
+) -> None:
+    """Check the label stores against their commit records; exit code 1 if one is damaged."""
+    with user_errors():
+        _, path, overrides = prepare(config, sets)
+        from flows import tables
+        from flows.verify_stores import verify_stores
+
+        show(verify_stores(path, overrides, teacher, depth), as_json, tables.show_records)
+
+
+def train(config: Config, sets: Sets = None, as_json: AsJson = False) -> None:
+    """Train the student, and its control, from the published label stores."""
+    with user_errors():
+        _, path, overrides = prepare(config, sets)
+        from flows import tables
+        from flows.train_student import train_student
+
+        show(train_student(path, overrides), as_json, tables.show_records)
+
+
+def evaluate(config: Config, sets: Sets = None, as_json: AsJson = False) -> None:
+    """Evaluate the student, its control and the specialists on unseen images."""
+    with user_errors():
+        _, path, overrides = prepare(config, sets)
+        from flows import tables
+        from flows.evaluate_student import evaluate_student
+
+        show(evaluate_student(path, overrides), as_json, tables.show_evaluation)
+
+
+def report(config: Config, sets: Sets = None, as_json: AsJson = False) -> None:
+    """Write the HTML report of the newest evaluation."""
+    with user_errors():
+        _, path, overrides = prepare(config, sets)
+        from flows.evaluate_student import report_student
+
+        show({"report": report_student(path, overrides)}, as_json, lambda v: print(v["report"]))
