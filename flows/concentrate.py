@@ -17,6 +17,7 @@ from flows.project import Loaded, load
 from flows.train_specialists import train_specialists, untrained
 from flows.train_student import train_student
 from flows.verify_stores import verify_stores
+from pipeline.locations import folder_bytes
 from pipeline.plan import plan_labels
 from pipeline.store.published import open_published
 from pipeline.teachers.spec import resolve_teachers
@@ -63,10 +64,5 @@ def stored_bytes(loaded: Loaded) -> dict[str, float]:
     """Return labels, bytes on disk and bytes a label over the training stores."""
     published = open_published(loaded.project, loaded.space, loaded.manifest, TRAIN)
     labels = sum(int(store.commits[:, :, 0].sum()) for store in published.stores)
-    size = sum(
-        file.stat().st_size
-        for store in published.stores
-        for file in store.path.rglob("*")
-        if file.is_file()
-    )
+    size = sum(folder_bytes(store.path) for store in published.stores)
     return {"labels": labels, "bytes": size, "bytes_per_label": size / max(labels, 1)}

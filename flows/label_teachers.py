@@ -16,6 +16,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.progress import bar
 from flows.project import Loaded, load, reload
+from pipeline.locations import storage_errors
 from pipeline.plan import plan_labels
 from pipeline.store.lock import writer_lock
 from pipeline.store.published import SPLIT_NAMES, publish
@@ -38,8 +39,8 @@ LABELS_PER_TASK = 1 << 18
 def _is_io_error(task: Any, task_run: Any, state: Any) -> bool:
     """Retry what may pass by itself: a disk or network that failed; never the user's errors."""
     error = state.result(raise_on_failure=False)
-    stored = isinstance(error, StoreError) and isinstance(error.__cause__, OSError)
-    return isinstance(error, OSError) or stored
+    cause = error.__cause__ if isinstance(error, StoreError) else error
+    return isinstance(cause, storage_errors())
 
 
 def _resolve(loaded: Loaded, teacher: str) -> TeacherSpec:

@@ -41,9 +41,9 @@ def show_plan(plan: dict[str, Any]) -> None:
             _size(item["bytes"]) if item["bytes"] else "",
         )
     console.print(table)
+    free = "" if plan["free_bytes"] is None else f"; {_size(plan['free_bytes'])} are free"
     console.print(
-        f"label stores take at most {_size(plan['bytes'])} more before compression; "
-        f"{_size(plan['free_bytes'])} are free"
+        f"label stores take at most {_size(plan['bytes'])} more before compression{free}"
     )
 
 

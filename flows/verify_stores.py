@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.progress import bar
 from flows.project import load
+from pipeline.locations import location
 from pipeline.store import open_soft_labels, take_out_of_use, verify_store
 from pipeline.store.lock import writer_lock
 from pipeline.store.published import SPLIT_NAMES, published_path
@@ -26,13 +27,11 @@ def verify_one(
 
     Damaged shards are taken out of use, so that `concentrate label` writes exactly them again.
     """
-    from pathlib import Path
-
     found: dict[str, Any] = {"teacher": teacher, "split": split, "labels": 0, "problems": []}
     if path is None:
         return found | {"problems": ["nothing published; run `concentrate label`"]}
     try:
-        store = open_soft_labels(Path(path))
+        store = open_soft_labels(location(path))
         found["labels"] = int(store.commits[:, :, 0].sum())
         found["problems"] = verify_store(store, depth)
         if found["problems"]:  # a sound store is not written, so it may be read-only

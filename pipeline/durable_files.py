@@ -1,19 +1,36 @@
-"""Writing a file so that a crash leaves the old one or the new one, never a torn one."""
+"""Writing a file so that a crash leaves the old one or the new one, never a torn one.
+
+On a local disk: a temporary file, fsync, rename, fsync of the folder. In a bucket: one PUT of the
+whole object, which is there for every reader once it is answered, and not at all before.
+"""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
+
+from pipeline.locations import bucket_of, is_local
 
 
 def replace_durably(path: Path, write: Callable[[Path], object]) -> None:
-    """Replace a file at once: temporary file beside it, fsync, rename, fsync of the folder.
+    """Replace a file at once.
 
     Args:
         path: Its folder is created when missing.
-        write: Called with the temporary path; creates that file.
+        write: Called with a temporary local path; creates that file.
+
+    Raises:
+        OSError: If it cannot be written; see also `pipeline.locations.storage_errors`.
     """
+    if not is_local(path):
+        with tempfile.TemporaryDirectory(prefix="concentrate-") as folder:
+            whole = Path(folder) / path.name
+            write(whole)
+            bucket_of(path).put_file(str(whole), cast(Any, path).path)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
@@ -32,4 +49,7 @@ def replace_durably(path: Path, write: Callable[[Path], object]) -> None:
 
 def write_durably(path: Path, content: bytes) -> None:
     """Replace a file by these bytes, as `replace_durably`."""
-    replace_durably(path, lambda partial: partial.write_bytes(content))
+    if is_local(path):
+        replace_durably(path, lambda partial: partial.write_bytes(content))
+    else:
+        bucket_of(path).pipe_file(cast(Any, path).path, content)

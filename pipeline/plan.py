@@ -13,7 +13,7 @@ from typing import Any
 
 from pipeline.config import Project
 from pipeline.data import ManifestUpdate, update_manifest
-from pipeline.store.opening import read_schema
+from pipeline.store.opening import has_store, read_schema
 from pipeline.store.published import SPLIT_NAMES, open_published, published_path
 from pipeline.teachers.spec import TeacherSpec, resolve_teachers
 from pipeline.teachers.stores import (
@@ -74,13 +74,13 @@ class Plan:
         work: In order.
         images: Rows in use, by split name.
         quarantined: Files that do not decode.
-        free_bytes: Of the workspace's disk.
+        free_bytes: Of the workspace's disk; None for a bucket.
     """
 
     work: tuple[PlannedWork, ...]
     images: dict[str, int] = field(default_factory=dict)
     quarantined: int = 0
-    free_bytes: int = 0
+    free_bytes: int | None = 0
 
     @property
     def bytes(self) -> int:
@@ -149,7 +149,7 @@ def _label_reason(project: Project, schema: Any, published: Any, work: bool) -> 
     path = store_path(project, schema)
     if not work:
         return "complete, to be published"
-    if path.exists():
+    if has_store(path):
         return "shards are missing: new images, or an interrupted run"
     if published is None:
         return "not labelled yet"

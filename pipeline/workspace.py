@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.durable_files import write_durably
+from pipeline.locations import storage_errors
 from storage_schemas.errors import StoreError
 
 
@@ -22,7 +23,7 @@ class Workspace:
     """The folder that holds everything a project makes.
 
     Attributes:
-        root: Its absolute path.
+        root: Its absolute path, of a local disk or of a bucket (`pipeline.locations`).
     """
 
     root: Path
@@ -51,11 +52,18 @@ class Workspace:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """Return a JSON record, or None when it is absent or torn."""
+    """Return a JSON record, or None when it is absent or torn.
+
+    Raises:
+        StoreError: If it is there and cannot be read: what is done must not be done again because
+            a bucket did not answer.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    except storage_errors() as error:
+        raise StoreError(f"{path} cannot be read: {error}") from error
     return value if isinstance(value, dict) else None
 
 
@@ -68,5 +76,5 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     content = json.dumps(record, indent=2, sort_keys=True).encode()
     try:
         write_durably(path, content)
-    except OSError as error:
+    except storage_errors() as error:
         raise StoreError(f"{path} cannot be written: {error}") from error

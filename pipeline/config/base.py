@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
+
+from pipeline.locations import location
+from storage_schemas.errors import ConfigError
+
+
+def _location(value: Any) -> Path:
+    if not isinstance(value, str | Path):
+        raise ValueError(f"must be a path of this machine, or s3://bucket/prefix, got {value!r}")  # noqa: TRY004
+    try:
+        return location(value)
+    except ConfigError as error:
+        raise ValueError(f"{error.subject!r} {'; '.join(error.problems)}") from None
+
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Location = Annotated[Path, PlainValidator(_location), PlainSerializer(str)]
+"""A folder of this machine, or a prefix of a bucket: see `pipeline.locations`."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from pipeline.config.data import GlyphData, ImageFolderData, TorchvisionData
 from pipeline.config.project import Project
+from pipeline.locations import is_local
 from storage_schemas.errors import ConfigError
 
 
@@ -123,9 +124,10 @@ def _resolve_paths(project: Project, base: Path) -> Project:
         if isinstance(teacher.classes, Path):
             update["classes"] = _absolute(teacher.classes, base)
         teachers.append(teacher.model_copy(update=update))
+    workspace = project.workspace
     return project.model_copy(
         update={
-            "workspace": _absolute(project.workspace, base),
+            "workspace": _absolute(workspace, base) if is_local(workspace) else workspace,
             "data": data,
             "teachers": tuple(teachers),
         }

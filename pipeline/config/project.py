@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Settings
+from pipeline.config.base import Location, Settings
 from pipeline.config.data import DataConfig
 from pipeline.config.student import StudentConfig
 from pipeline.config.teachers import LabelConfig, SpecialistConfig, TeacherConfig
@@ -31,7 +30,7 @@ class ReportConfig(Settings):
 class Project(Settings):
     """A whole project file."""
 
-    workspace: Path
+    workspace: Location
     data: DataConfig
     views: ViewRecipe = ViewRecipe()
     teachers: tuple[TeacherConfig, ...] = Field(min_length=1)

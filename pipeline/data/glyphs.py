@@ -37,6 +37,7 @@ from pipeline.data.glyph_rendering import (
 )
 from pipeline.data.source import Sample, Source
 from pipeline.durable_files import write_durably
+from pipeline.locations import local_folder
 from storage_schemas.errors import DataError, UnreadableImageError
 from storage_schemas.fingerprint import file_digest
 from storage_schemas.label_space import canonical_digest
@@ -98,7 +99,7 @@ class GlyphSource(Source):
 def open_glyphs(config: GlyphData, workspace: Path) -> GlyphSource:
     """Return the glyphs of a project, rendered on the first call.
 
-    The cache is `<workspace>/data/glyphs-<digest>`; the digest covers the settings, the font
+    The cache is `<workspace>/data/glyphs-<digest>`, on a local disk in any case; the digest covers the settings, the font
     files, and the versions that decide pixels and names.
 
     Raises:
@@ -121,7 +122,7 @@ def open_glyphs(config: GlyphData, workspace: Path) -> GlyphSource:
             "scripts": fontTools.version,
         }
     )
-    folder = workspace / "data" / f"glyphs-{digest[:16]}"
+    folder = local_folder(workspace) / "data" / f"glyphs-{digest[:16]}"
     if not folder.is_dir():
         images, listed = glyph_samples(config, files)
         _write_cache(folder, images, listed)

@@ -24,7 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.durable_files import write_durably
-from storage_schemas.errors import LabelSpaceError, ManifestError
+from pipeline.locations import is_local
+from pipeline.object_lock import object_lock
+from storage_schemas.errors import LabelSpaceError, ManifestError, StoreError
 from storage_schemas.label_space import LabelSpace, canonical_digest
 from storage_schemas.manifest import DIGEST_BYTES, MANIFEST_VERSION, Manifest
 
@@ -98,7 +100,7 @@ def load_label_space(workspace: Path) -> LabelSpace:
 def load_stamps(workspace: Path) -> Stamps:
     """Read the stamps of the last update; empty when there are none to be read."""
     try:
-        columns = pq.read_table(_folder(workspace) / STAMPS).to_pydict()
+        columns = _table(_folder(workspace) / STAMPS).to_pydict()
         stamps = zip(columns["size"], columns["time"], strict=True)
         found = zip(columns["key"], stamps, columns["digest"], strict=True)
         return {key: (stamp, digest) for key, stamp, digest in found}
@@ -167,6 +169,14 @@ def exclusive(workspace: Path) -> Iterator[None]:
         ManifestError: If another process is at it.
     """
     folder = _folder(workspace)
+    if not is_local(folder):
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(object_lock(folder / ".lock", folder))
+            except StoreError as error:
+                raise ManifestError(str(error)) from error
+            yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         try:
@@ -206,9 +216,13 @@ def _load_index(folder: Path) -> dict[str, Any]:
 
 def _load_part(path: Path) -> pa.Table:
     try:
-        return pq.read_table(path, columns=["key", "label", "split", "digest"])
-    except (OSError, pa.ArrowException) as error:
+        return _table(path).select(["key", "label", "split", "digest"])
+    except (OSError, pa.ArrowException, KeyError) as error:
         raise ManifestError(f"{path} cannot be read: {error}; {REBUILD}") from error
+
+
+def _table(path: Path) -> pa.Table:
+    return pq.read_table(pa.BufferReader(path.read_bytes()))
 
 
 def _classes_digest(classes: tuple[str, ...]) -> str:

@@ -56,7 +56,8 @@ def shortened(value: Any) -> Any:
         return {str(key): shortened(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [shortened(item) for item in value]
-    if isinstance(value, PurePath) or (isinstance(value, str) and Path(value).is_absolute()):
+    is_place = isinstance(value, str) and (Path(value).is_absolute() or "://" in value)
+    if isinstance(value, PurePath) or is_place:
         return Path(value).name
     return value
 

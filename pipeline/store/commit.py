@@ -1,17 +1,17 @@
-"""When bytes count as written: checksums, fsync, atomic documents.
+"""When bytes count as written: checksums and fsync.
 
-In: the checksum of a decoded shard, durable publication of files, and metadata documents replaced
-whole. Left out: the order of a shard's write (soft_label_store.py).
+In: the checksum of a decoded shard, and making files durable. Left out: the order of a shard's
+write (shards.py).
 
 zarr-python writes a chunk to a temporary file and renames it, but never calls fsync; after a power
 loss a renamed file may be empty. So every file is synced before the record that vouches for it.
+In a bucket a PUT that was answered is durable, and every write here waits for its answer.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.locations import is_local
 from storage_schemas.soft_labels import SoftLabelSchema
 
 SYNC_THREADS = 8
@@ -52,8 +53,11 @@ def shard_crc(
 def sync(files: Iterable[Path], root: Path) -> None:
     """Flush files and every directory between them and `root` to the disk.
 
-    A file that is not there is skipped: its removal is what the directories record.
+    A file that is not there is skipped: its removal is what the directories record. In a bucket
+    there is nothing to do.
     """
+    if not is_local(root):
+        return
     directories: set[Path] = {root}
     present = []
     for file in files:
@@ -75,14 +79,3 @@ def _sync_one(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def replace_document(path: Path, document: Mapping[str, Any]) -> None:
-    """Replace a metadata document whole, durably."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(document, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_one(path.parent)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.locations import folder_bytes
 from pipeline.store.lazy import entropy
 from pipeline.store.opening import open_soft_labels
 from pipeline.store.soft_label_store import SoftLabelStore
@@ -173,7 +174,7 @@ def inspect_store(path: Path) -> StoreSummary:
         )
     )
     per_view, total = _merge(parts, schema.num_views, schema.num_classes)
-    size_bytes = sum(file.stat().st_size for file in store.path.rglob("*") if file.is_file())
+    size_bytes = folder_bytes(store.path)
     top = np.argsort(-total.class_counts, kind="stable")[:TOP_CLASSES].tolist()
     count = max(total.labels, 1)
     return StoreSummary(

@@ -10,13 +10,16 @@ choices were measured: see "layout" in storage_schemas/README.md.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
+from zarr.storage import FsspecStore
 
-from pipeline.store.commit import replace_document
+from pipeline.durable_files import write_durably
+from pipeline.locations import is_local
 from storage_schemas.errors import ConfigError
 from storage_schemas.label_space import canonical_digest
 from storage_schemas.soft_labels import SoftLabelSchema
@@ -76,8 +79,15 @@ def array_shape(schema: SoftLabelSchema, name: str) -> tuple[int, int, int]:
     return schema.num_views, schema.num_rows, schema.k if name == "ids" else schema.columns
 
 
-def create_arrays(group: zarr.Group, schema: SoftLabelSchema) -> None:
-    """Create the three arrays, empty."""
+def array_place(path: Path) -> Path | FsspecStore:
+    """Return an array's folder as zarr takes it."""
+    if is_local(path):
+        return path
+    return FsspecStore.from_url(str(path), storage_options=dict(cast(Any, path).storage_options))
+
+
+def create_arrays(path: Path, schema: SoftLabelSchema) -> None:
+    """Create the three arrays, empty; what lies in their folders is removed."""
     for name, dtype, fill, compressor in (
         (
             "ids",
@@ -105,8 +115,8 @@ def create_arrays(group: zarr.Group, schema: SoftLabelSchema) -> None:
         ),
     ):
         shape = array_shape(schema, name)
-        group.create_array(
-            name,
+        zarr.create_array(
+            array_place(path / name),
             shape=shape,
             dtype=dtype,
             fill_value=fill,
@@ -115,9 +125,10 @@ def create_arrays(group: zarr.Group, schema: SoftLabelSchema) -> None:
             filters=None,
             compressors=[compressor, Crc32cCodec()],
             dimension_names=("view", "row", "rank" if name == "ids" else "column"),
+            overwrite=True,
         )
-    group.create_array(
-        "commits",
+    zarr.create_array(
+        array_place(path / "commits"),
         shape=array_shape(schema, "commits"),
         dtype="uint32",
         fill_value=0,
@@ -125,6 +136,7 @@ def create_arrays(group: zarr.Group, schema: SoftLabelSchema) -> None:
         filters=None,
         compressors=[Crc32cCodec()],
         dimension_names=("view", "shard", "field"),
+        overwrite=True,
     )
 
 
@@ -140,7 +152,8 @@ def read_document(path: Path, name: str = "") -> dict[str, Any]:
         OSError: If it cannot be read.
         ValueError: If it is not a JSON object.
     """
-    document = json.loads((path / name / "zarr.json").read_bytes())
+    folder = path / name if name else path
+    document = json.loads((folder / "zarr.json").read_bytes())
     if not isinstance(document, dict):
         raise ValueError(f"{name or 'group'} metadata must be a JSON object")  # noqa: TRY004
     return document
@@ -187,12 +200,20 @@ def shape_problems(schema: SoftLabelSchema, documents: dict[str, dict[str, Any]]
     return problems
 
 
+def replace_document(path: Path, document: Mapping[str, Any]) -> None:
+    """Replace a metadata document whole, durably."""
+    write_durably(path, json.dumps(document, indent=2).encode())
+
+
 def write_attributes(path: Path, schema: SoftLabelSchema) -> None:
-    """Replace the group's metadata: the schema, digests of the arrays' metadata, and their own."""
+    """Write the group's metadata: the schema, digests of the arrays' metadata, and their own.
+
+    A new store is there from then on, so its arrays come first.
+    """
     signed = {
         "soft_labels": schema.to_attributes(),
         "arrays": {name: array_digest(read_document(path, name)) for name in ARRAYS},
     }
-    document = read_document(path)
-    document["attributes"] = {**signed, "digest": canonical_digest(signed)}
+    attributes = {**signed, "digest": canonical_digest(signed)}
+    document = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
     replace_document(path / "zarr.json", document)

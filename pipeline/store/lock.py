@@ -1,8 +1,8 @@
 """One writer a store or run folder: a lock that a dead process cannot leave behind.
 
-In: the lock of a folder on a local disk. Left out: object stores, which have no such lock. The
-kernel holds the lock (flock) and drops it with the process, however that ends; the file beside the
-store only says whose it is. Whoever drives the labelling of a store holds its lock, and hands
+In: the lock of a folder on a local disk. Left out: that of a prefix of a bucket, which has no
+kernel (pipeline/object_lock.py). Here the kernel holds the lock (flock) and drops it with the
+process, however that ends; the file beside the store only says whose it is. Whoever drives the labelling of a store holds its lock, and hands
 shards to its tasks: tasks take no lock of their own.
 """
 
@@ -13,10 +13,12 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.locations import is_local
+from pipeline.object_lock import object_lock, owner_sentence, refusal
 from storage_schemas.errors import StoreError
 
 
@@ -26,13 +28,21 @@ def lock_path(store: Path) -> Path:
 
 
 @contextmanager
-def writer_lock(store: Path) -> Iterator[None]:
+def writer_lock(store: Path) -> Iterator[Callable[[], None]]:
     """Hold the right to write a store or run folder, which need not exist yet.
+
+    Yields:
+        A function that raises `StoreError` once the lock is lost, which only one in a bucket can
+        be. Long work calls it before it publishes something.
 
     Raises:
         StoreError: If another process holds it; says host, process and since when.
     """
     path = lock_path(store)
+    if not is_local(path):
+        with object_lock(path, store) as check:
+            yield check
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
@@ -43,21 +53,17 @@ def writer_lock(store: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise StoreError(
-                f"{store} is being written by {_owner(file.read())}; wait until it is done, or "
-                "end that process: what it has committed stays"
-            ) from None
+            raise refusal(store, _owner(file.read())) from None
         file.seek(0)
         file.truncate()
         json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}, file)
         file.flush()
-        yield
+        yield lambda: None
 
 
 def _owner(text: str) -> str:
     try:
         found = json.loads(text)
-        age = max(0, round(time.time() - float(found["since"])))
-        return f"process {int(found['pid'])} on {str(found['host'])!r} for {age} s"
-    except (ValueError, KeyError, TypeError):
-        return "another process"
+    except ValueError:
+        found = None
+    return owner_sentence(found if isinstance(found, dict) else {})

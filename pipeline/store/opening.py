@@ -12,8 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import zarr
-
+from pipeline.locations import is_local, location, storage_errors
 from pipeline.store.commit import sync
 from pipeline.store.layout import (
     ARRAYS,
@@ -33,7 +32,10 @@ from storage_schemas.soft_labels import SoftLabelSchema
 def create_soft_labels(
     path: Path, schema: SoftLabelSchema, *, cache_bytes: int = DEFAULT_CACHE_BYTES
 ) -> SoftLabelStore:
-    """Create an empty store: made beside the final place and renamed, so never seen half made.
+    """Create an empty store, never seen half made.
+
+    On a disk it is made beside the final place and renamed. In a bucket its own metadata are put
+    last: without them there is no store, and what a killed creation left is overwritten.
 
     Args:
         path: Where it goes, e.g. labels/<teacher>/<fingerprint>.zarr.
@@ -43,32 +45,43 @@ def create_soft_labels(
     Raises:
         StoreError: If something is there already, or the place cannot be written.
     """
-    path = Path(path)
+    path = location(path)
     stamped: dict[str, Any] = {}
     if not schema.library_versions:
         stamped["library_versions"] = {name: version(name) for name in ("zarr", "numpy")}
     if not schema.created:
         stamped["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     schema = schema.model_copy(update=stamped)
-    if path.exists():
-        raise StoreError(f"{path} is there already; open it, or delete it to label anew")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    except OSError as error:
+        if has_store(path):
+            raise StoreError(f"{path} is there already; open it, or delete it to label anew")
+        _create_on_disk(path, schema) if is_local(path) else _create_in_place(path, schema)
+    except storage_errors() as error:
         raise StoreError(f"{path} cannot be created: {error}") from error
+    return SoftLabelStore(path, schema, schema.label_map, cache_bytes)
+
+
+def has_store(path: Path) -> bool:
+    """Tell whether something is at a store's place; in a bucket, a store without metadata is not."""
+    return path.exists() if is_local(path) else (path / "zarr.json").exists()
+
+
+def _create_in_place(path: Path, schema: SoftLabelSchema) -> None:
+    create_arrays(path, schema)
+    write_attributes(path, schema)
+
+
+def _create_on_disk(path: Path, schema: SoftLabelSchema) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
         made.chmod(0o755)
-        create_arrays(zarr.create_group(made, zarr_format=3), schema)
-        write_attributes(made, schema)
+        _create_in_place(made, schema)
         sync([made / name / "zarr.json" for name in ("", *ARRAYS)], made.parent)
         made.rename(path)
         sync([], path.parent)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be created: {error}") from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
-    return SoftLabelStore(path, schema, schema.label_map, cache_bytes)
 
 
 def _altered(path: Path, what: str, why: str) -> CorruptLabelError:
@@ -76,22 +89,29 @@ def _altered(path: Path, what: str, why: str) -> CorruptLabelError:
 
 
 def _document(path: Path, name: str = "") -> dict[str, Any]:
+    what = name or "the group"
     try:
         return read_document(path, name)
-    except (ValueError, OSError) as error:
-        raise _altered(path, name or "the group", f"cannot be read: {error}") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not name:
+            raise StoreError(
+                f"no soft-label store at {path}; run `concentrate label` first"
+            ) from None
+        raise _altered(path, what, f"cannot be read: {error}") from error
+    except ValueError as error:
+        raise _altered(path, what, f"cannot be read: {error}") from error
+    except storage_errors() as error:
+        raise StoreError(f"{path}: metadata of {what} cannot be read: {error}") from error
 
 
 def read_schema(path: Path) -> tuple[SoftLabelSchema, list[str]]:
     """Return what a store says of itself, and how its arrays differ from that.
 
     Raises:
-        StoreError: If there is no store.
+        StoreError: If there is no store, or it cannot be read.
         SchemaMismatchError: If it is of another kind or version; lists every field.
         CorruptLabelError: If its metadata was altered.
     """
-    if not (path / "zarr.json").is_file():
-        raise StoreError(f"no soft-label store at {path}; run `concentrate label` first")
     attributes = _document(path).get("attributes")
     said = attributes.get("soft_labels") if isinstance(attributes, dict) else None
     if not isinstance(attributes, dict) or not isinstance(said, dict):
@@ -134,7 +154,7 @@ def open_soft_labels(
         CorruptLabelError: If its metadata was altered.
         LabelSpaceError: If `space` lacks a class of the teacher; names every one.
     """
-    path = Path(path)
+    path = location(path)
     schema, problems = read_schema(path)
     if expected is not None:
         problems += expected.validate(schema)

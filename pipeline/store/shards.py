@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from pipeline.locations import remove, storage_errors
 from pipeline.store.commit import shard_crc, sync
-from pipeline.store.layout import ARRAYS, array_shape, shard_file
+from pipeline.store.layout import ARRAYS, array_place, array_shape, shard_file
 from storage_schemas.errors import CorruptLabelError, MissingLabelError, StoreError
 from storage_schemas.soft_labels import SoftLabelSchema
 
@@ -42,7 +43,8 @@ class ShardFiles:
             self._arrays, self._pid = {}, os.getpid()
         if name not in self._arrays:
             try:
-                self._arrays[name] = zarr.open_array(self.path / name, mode="r+", zarr_format=3)
+                place = array_place(self.path / name)
+                self._arrays[name] = zarr.open_array(place, mode="r+", zarr_format=3)
             except DECODING_ERRORS as error:
                 raise CorruptLabelError(
                     f"{self.path}: array {name} does not open: {error}; label again"
@@ -103,13 +105,13 @@ class ShardFiles:
             self.discard(view, shard)
             for name in ("gaps", "ids"):
                 # zarr reads the last, cut shard before it writes it: a torn one must not be there.
-                files[name].unlink(missing_ok=True)
+                remove(files[name])
             self._write_array("gaps", view, shard, gaps)
             self._write_array("ids", view, shard, ids)
             sync([files["gaps"], files["ids"]], self.path)
             self._array("commits")[view, shard] = np.array(record, np.uint32)
             sync([files["commits"]], self.path)
-        except OSError as error:
+        except storage_errors() as error:
             raise StoreError(
                 f"{self.path}: view {view}, shard {shard} cannot be written: {error}"
             ) from error
@@ -120,7 +122,7 @@ class ShardFiles:
         self._check_place(view, shard)
         record = shard_file(self.path, "commits", view, shard)
         if record.exists():
-            record.unlink()
+            remove(record)
             sync([record], self.path)
 
     def _write_array(self, name: str, view: int, shard: int, values: Array) -> None:

@@ -1,4 +1,4 @@
-"""`SoftLabelStore`: one teacher's soft labels on disk.
+"""`SoftLabelStore`: one teacher's soft labels, on a disk or in a bucket.
 
 In: the public face of a store: its commit records, what is missing, writing and reading shards,
 reading rows, growing. Left out: the work itself (shards.py, row_reader.py, lazy.py), creating and
@@ -16,8 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.store.commit import replace_document
-from pipeline.store.layout import ARRAYS, array_shape, read_document, write_attributes
+from pipeline.locations import storage_errors
+from pipeline.store.layout import (
+    ARRAYS,
+    array_shape,
+    read_document,
+    replace_document,
+    write_attributes,
+)
 from pipeline.store.row_reader import RowReader, Rows
 from pipeline.store.shards import Array, ShardFiles
 from storage_schemas.errors import CorruptLabelError, MissingLabelError, StoreError
@@ -175,14 +181,14 @@ class SoftLabelStore:
                 document["shape"] = list(array_shape(grown, name))
                 replace_document(self.path / name / "zarr.json", document)
             write_attributes(self.path, grown)
-        except OSError as error:
+        except storage_errors() as error:
             raise StoreError(f"{self.path} cannot be grown: {error}") from error
         self._use(grown)
 
     # --- reading ----------------------------------------------------------------------------
 
     def read_shard(self, view: int, shard: int) -> tuple[Array, Array]:
-        """Read one shard from disk and check it against its commit record, every time.
+        """Read one shard anew and check it against its commit record, every time.
 
         Returns:
             ids (rows, K) and gaps (rows, columns), quantised; rows as in `shard_span`.

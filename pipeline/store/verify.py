@@ -6,6 +6,7 @@ out: repair; a damaged shard is labelled again.
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,11 @@ Depth = Literal["quick", "full"]
 
 
 def _size(file: Path) -> int | None:
-    return file.stat().st_size if file.is_file() else None
+    try:
+        found = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def shard_problems(store: SoftLabelStore, view: int, shard: int, depth: Depth) -> list[str]:

@@ -13,7 +13,9 @@ import numpy as np
 
 from pipeline.config import Project
 from pipeline.data.routing import routed_rows, split_recipe
+from pipeline.locations import is_local
 from pipeline.store import SoftLabelStore, create_soft_labels, open_soft_labels, shard_layout
+from pipeline.store.opening import has_store
 from pipeline.store.published import SPLIT_NAMES, missing_labels
 from pipeline.teachers.spec import TeacherSpec
 from pipeline.workspace import Workspace
@@ -119,7 +121,7 @@ def open_or_create(project: Project, schema: SoftLabelSchema, space: LabelSpace)
         SchemaMismatchError: If what lies there is another store; lists every field.
     """
     path = store_path(project, schema)
-    if not path.exists():
+    if not has_store(path):
         return create_soft_labels(path, schema)
     store = open_soft_labels(path, space=space, expected=schema)
     store.grow(schema.num_rows)
@@ -133,7 +135,7 @@ def missing_work(
     split = SPLIT_NAMES.index(str(schema.split))
     rows = routed_rows(manifest, split, spec.route)
     path = store_path(project, schema)
-    if path.exists():
+    if has_store(path):
         store = open_soft_labels(path, expected=schema)
         pairs = missing_labels(store, rows)
         shard_rows = store.schema.shard_rows
@@ -173,8 +175,10 @@ def label_bytes(schema: SoftLabelSchema, labels: int) -> int:
     return labels * schema.label_bytes
 
 
-def free_bytes(path: Path) -> int:
-    """Return the free bytes of the disk that a path lies on or would lie on."""
+def free_bytes(path: Path) -> int | None:
+    """Return the free bytes of the disk that a path lies on or would lie on; None for a bucket."""
+    if not is_local(path):
+        return None
     while not path.exists():
         path = path.parent
     return shutil.disk_usage(path).free

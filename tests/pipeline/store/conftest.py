@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from pipeline.locations import is_local
 from pipeline.store import SoftLabelStore, create_soft_labels, open_soft_labels
 from storage_schemas.soft_labels import SoftLabelSchema, encode
 
@@ -86,12 +87,17 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def empty_store(tmp_path: Path) -> SoftLabelStore:
-    return create_soft_labels(tmp_path / "birds" / "store.zarr", schema_of())
+def empty_store(location: Path) -> SoftLabelStore:
+    return create_soft_labels(location / "birds" / "store.zarr", schema_of())
 
 
 @pytest.fixture
-def full_store(tmp_path: Path, template: Path) -> SoftLabelStore:
-    path = tmp_path / "birds" / "store.zarr"
-    shutil.copytree(template, path)
+def full_store(location: Path, template: Path) -> SoftLabelStore:
+    path = location / "birds" / "store.zarr"
+    if is_local(path):
+        shutil.copytree(template, path)
+    else:
+        for file in template.rglob("*"):
+            if file.is_file():
+                (path / file.relative_to(template).as_posix()).write_bytes(file.read_bytes())
     return open_soft_labels(path)

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.locations import is_local
 from pipeline.store import SoftLabelStore, create_soft_labels, open_soft_labels, shard_layout
 from pipeline.store import commit as commit_module
+from pipeline.store.opening import has_store
 from pipeline.store.shards import ShardFiles
 from storage_schemas.errors import (
     ConfigError,
@@ -26,6 +28,7 @@ from storage_schemas.errors import (
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.soft_labels import decode
 
+on_both = pytest.mark.parametrize("location", ["local", "s3"], indirect=True)
 COUNTS = np.array([128, 128, 44])
 
 
@@ -63,6 +66,7 @@ def test_reading_gives_what_was_written(tmp_path: Path, fields: dict[str, Any], 
         assert batch.log_probs.dtype == torch.float32
 
 
+@on_both
 def test_fetch_takes_a_view_per_row(full_store: SoftLabelStore) -> None:
     """Rows of several views and shards come back in the order asked for."""
     rng = np.random.default_rng(0)
@@ -85,6 +89,7 @@ def test_cache_is_bounded_and_changes_nothing(full_store: SoftLabelStore) -> Non
     assert len(small._rows._cached) == 1
 
 
+@on_both
 def test_golden_bytes(empty_store: SoftLabelStore) -> None:
     """Types, values and checksums of a fixed shard never change, and are those specified."""
     ids, gaps = empty_store.empty_shard()
@@ -122,17 +127,19 @@ def test_other_implementations_read_the_same(full_store: SoftLabelStore, cases: 
     np.testing.assert_array_equal(arrays["commits"], full_store.commits)
 
 
-def test_labelling_twice_gives_equal_files(tmp_path: Path, cases: Any) -> None:
+@on_both
+def test_labelling_twice_gives_equal_files(location: Path, cases: Any) -> None:
     """Two stores of the same labels hold the same bytes in every data file."""
     files = []
     for name in ("a", "b"):
-        store = create_soft_labels(tmp_path / name, cases.schema_of(created="x"))
+        store = create_soft_labels(location / name, cases.schema_of(created="x"))
         cases.fill_store(store)
         found = sorted(file for file in store.path.rglob("*") if file.is_file())
-        files.append([(file.relative_to(store.path), file.read_bytes()) for file in found])
+        files.append([(str(file.relative_to(store.path)), file.read_bytes()) for file in found])
     assert files[0] == files[1]
 
 
+@on_both
 @pytest.mark.parametrize("rewrite", [False, True])
 @pytest.mark.parametrize("moment", ["before gaps", "after gaps", "after ids", "before commit"])
 def test_a_write_that_dies_is_not_done(
@@ -200,6 +207,7 @@ def test_data_is_on_disk_before_the_commit_record(
     assert {"commits/c/0/0/0", "commits/c/0/0", "commits/c/0"} <= after
 
 
+@on_both
 def test_rows_that_were_not_labelled_are_refused(empty_store: SoftLabelStore, cases: Any) -> None:
     """A row outside the labelled span, inside it, or in an absent shard raises, and is named."""
     rows = np.array([*range(20, 40), *range(60, 100)])
@@ -220,6 +228,7 @@ def test_empty_batches_are_fine(empty_store: SoftLabelStore) -> None:
     assert empty_store.read(np.array([], np.int64), 0).ids.shape == (1, 0, 4)
 
 
+@on_both
 def test_only_whole_sound_shards_are_written(empty_store: SoftLabelStore, cases: Any) -> None:
     """Wrong shapes and types, half rows, bad ids, labels past the end, nothing: all refused."""
     ids, gaps = cases.shard_labels(empty_store, 0, 2)
@@ -246,6 +255,7 @@ def test_only_whole_sound_shards_are_written(empty_store: SoftLabelStore, cases:
     assert empty_store.write_shard(0, 2, ids[:44], gaps[:44])[0] == 44
 
 
+@on_both
 def test_growth_keeps_labels_and_names_what_is_new(full_store: SoftLabelStore, cases: Any) -> None:
     """After growth old labels are valid as they are; short and new shards are missing."""
     before = full_store.read_shard(0, 2)
@@ -268,6 +278,7 @@ def test_growth_keeps_labels_and_names_what_is_new(full_store: SoftLabelStore, c
         store.grow(499)
 
 
+@on_both
 def test_a_retired_row_does_not_hide_a_new_one(full_store: SoftLabelStore) -> None:
     """With row ids, a shard with as many labels as expected, but of other rows, is missing."""
     full_store.grow(310)
@@ -279,6 +290,7 @@ def test_a_retired_row_does_not_hide_a_new_one(full_store: SoftLabelStore) -> No
     assert full_store.missing_shards(counts, rows=rows[:-1]) == []
 
 
+@on_both
 def test_growth_that_dies_can_be_repeated(
     full_store: SoftLabelStore, monkeypatch: pytest.MonkeyPatch, cases: Any
 ) -> None:
@@ -300,36 +312,42 @@ def test_growth_that_dies_can_be_repeated(
     assert open_soft_labels(store.path).schema.num_rows == 500
 
 
-def test_a_store_can_start_without_rows(tmp_path: Path, cases: Any) -> None:
+@on_both
+def test_a_store_can_start_without_rows(location: Path, cases: Any) -> None:
     """A store of no rows can be made, opened, and grown."""
-    store = create_soft_labels(tmp_path / "a.zarr", cases.schema_of(num_rows=0))
+    store = create_soft_labels(location / "a.zarr", cases.schema_of(num_rows=0))
     assert store.missing_shards(np.zeros(0, int)) == []
     store.grow(10)
     cases.fill_store(store)
     assert open_soft_labels(store.path).read(np.arange(10), 1).ids.shape == (1, 10, 4)
 
 
+@on_both
 def test_a_store_appears_whole_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cases: Any
+    location: Path, monkeypatch: pytest.MonkeyPatch, cases: Any
 ) -> None:
-    """A creation that dies leaves nothing under the name; a second one of a name is refused."""
+    """A creation that dies leaves no store, and no obstacle; a second one of a name is refused."""
 
     def dying(*_: Any) -> None:
         raise Killed
 
-    path = tmp_path / "labels" / "a.zarr"
+    path = location / "labels" / "a.zarr"
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.store.opening.write_attributes", dying)
         with pytest.raises(Killed):
-            create_soft_labels(path, cases.schema_of())
-    assert list(path.parent.iterdir()) == []
-    create_soft_labels(path, cases.schema_of())
+            create_soft_labels(path, cases.schema_of(k=3))
+    assert not is_local(path) or list(path.parent.iterdir()) == []
+    assert not has_store(path)
+    with pytest.raises(StoreError, match="no soft-label store"):
+        open_soft_labels(path)
+    store = create_soft_labels(path, cases.schema_of())
+    cases.fill_store(store, np.arange(3))
+    assert open_soft_labels(path).read(np.arange(3), 1).ids.shape == (1, 3, 4)
     with pytest.raises(StoreError, match="there already"):
         create_soft_labels(path, cases.schema_of())
-    with pytest.raises(StoreError, match="no soft-label store"):
-        open_soft_labels(tmp_path / "b.zarr")
 
 
+@on_both
 def test_opening_compares_with_what_is_expected(full_store: SoftLabelStore, cases: Any) -> None:
     """Another teacher, k and weights: all three are named."""
     expected = cases.schema_of(teacher="cars", k=3, fingerprint_parts={"weights": "other"})
@@ -362,12 +380,14 @@ def test_undeclared_temperature_is_refused(full_store: SoftLabelStore) -> None:
             read()
 
 
+@on_both
 def test_a_handle_can_be_pickled(full_store: SoftLabelStore) -> None:
     """A worker that receives the handle reads the same labels."""
     copy = pickle.loads(pickle.dumps(full_store))
     assert torch.equal(copy.read(np.arange(20), 1).ids, full_store.read(np.arange(20), 1).ids)
 
 
+@on_both
 def test_dask_equals_read(empty_store: SoftLabelStore, cases: Any) -> None:
     """Lazy arrays hold what read returns, and nothing where nothing was written."""
     cases.fill_store(empty_store, np.arange(10, 200))

@@ -1,0 +1,105 @@
+"""Where bytes lie: a folder of a local disk, or a prefix of an S3 bucket.
+
+In: turning the text of a project file or command line into a path, and the few things that differ
+between the two: how an object is put and removed, which errors a store can raise, how large a
+folder is, and where what must be local goes. Left out: durability (durable_files.py) and locks.
+
+A place in a bucket is a `upath.UPath`, which has the methods of `pathlib.Path`, so nearly all code
+takes either and is typed `Path`. fsspec and s3fs are imported for an `s3://` text only. Endpoint
+and credentials come from the standard AWS environment (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, ...).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+from storage_schemas.errors import ConfigError
+
+_URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*):/")
+
+
+def location(place: str | Path) -> Path:
+    """Return the path that a text names: of a local disk, or of a bucket (`s3://bucket/prefix`).
+
+    Args:
+        place: A path is returned as it is.
+
+    Raises:
+        ConfigError: If the scheme is unknown, the URL names no bucket or climbs, or the extra
+            `s3` is not installed.
+    """
+    if not isinstance(place, str):
+        return place
+    found = _URL.match(place)
+    if found is None:
+        return Path(place)
+    bucket, *prefix = place.removeprefix("s3://").rstrip("/").split("/")
+    if not place.startswith("s3://") or not bucket or {"", ".", ".."} & {bucket, *prefix}:
+        raise ConfigError(
+            place, ["must be a path of this machine, or s3://bucket/prefix without empty parts"]
+        )
+    try:
+        import s3fs  # noqa: F401  (only asked whether it is there)
+        from upath import UPath
+    except ImportError as error:
+        raise ConfigError(
+            place, [f'needs the extra s3: pip install "concentrate[s3]" ({error})']
+        ) from error
+    # Other processes write to the bucket: a listing is never remembered.
+    return cast(Path, UPath(place.rstrip("/"), use_listings_cache=False))
+
+
+def is_local(path: Path) -> bool:
+    """Tell whether a path is of a local disk."""
+    return isinstance(path, Path)
+
+
+def bucket_of(path: Path) -> Any:
+    """Return the s3fs file system of a path in a bucket."""
+    return cast(Any, path).fs
+
+
+def remove(path: Path) -> None:
+    """Remove a file or object; one that is not there is fine."""
+    if is_local(path):
+        path.unlink(missing_ok=True)
+    else:
+        bucket_of(path).rm_file(cast(Any, path).path)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the size of all files below a folder."""
+    if is_local(folder):
+        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    found = bucket_of(folder).find(cast(Any, folder).path, detail=True)
+    return sum(int(info["size"]) for info in found.values())
+
+
+def local_folder(path: Path) -> Path:
+    """Return where what must be local goes, for a folder that may lie in a bucket.
+
+    A local folder is that place itself. For one in a bucket it is a folder of the user's cache,
+    which is safe to delete.
+    """
+    if is_local(path):
+        return path
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "concentrate" / hashlib.sha256(str(path).encode()).hexdigest()[:16]
+
+
+def storage_errors() -> tuple[type[Exception], ...]:
+    """Return the errors by which a disk or a bucket fails; for `except storage_errors()`.
+
+    s3fs turns the answers of a server into OSError; a server that does not answer, or missing
+    credentials, come as errors of the libraries below it.
+    """
+    found: list[type[Exception]] = [OSError]
+    for module, name in (("botocore.exceptions", "BotoCoreError"), ("aiohttp", "ClientError")):
+        if module in sys.modules:
+            found.append(getattr(sys.modules[module], name))
+    return tuple(found)

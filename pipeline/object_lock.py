@@ -1,0 +1,246 @@
+"""One writer of a prefix of a bucket: a lock object that its owner keeps renewing.
+
+In: the lock that `pipeline.store.lock` and the manifest take where there is no kernel to hold one.
+It is made by a conditional PUT (If-None-Match: *), names its owner, and is renewed by a thread with
+If-Match on its ETag, so that no two processes believe to hold it for long. A lock of a process of
+this machine that has ended is taken over at once; any other when the server says that it was not
+renewed for `STALE_SECONDS`, again with If-Match, so that one taker wins. Both times are the
+server's, so clocks need not agree.
+
+Left out: fencing. An owner that was asleep for longer than `STALE_SECONDS` may finish one write
+before it learns that it lost; what the pipeline writes is a function of its inputs, so that write
+holds the same bytes as the new owner's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from pipeline.locations import bucket_of, storage_errors
+from storage_schemas.errors import StoreError
+
+RENEW_SECONDS = 20.0
+STALE_SECONDS = 120.0
+
+
+class _Held(NamedTuple):
+    """A lock object as it was read."""
+
+    document: dict[str, Any]
+    etag: str
+    unrenewed_seconds: float
+
+
+def owner_sentence(document: dict[str, Any]) -> str:
+    """Return who holds a lock and for how long, for the message of a refusal."""
+    try:
+        age = max(0, round(time.time() - float(document["since"])))
+        return f"process {int(document['pid'])} on {str(document['host'])!r} for {age} s"
+    except (ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def refusal(subject: Path, owner: str) -> StoreError:
+    """Return the error for a second writer."""
+    return StoreError(
+        f"{subject} is being written by {owner}; wait until it is done, or end that process: what "
+        "it has committed stays"
+    )
+
+
+@contextmanager
+def object_lock(path: Path, subject: Path) -> Iterator[Callable[[], None]]:
+    """Hold a lock object.
+
+    Args:
+        path: The object, in a bucket.
+        subject: What it locks, for messages.
+
+    Yields:
+        A function that raises `StoreError` once the lock is lost to another process.
+
+    Raises:
+        StoreError: If another process holds it, or took it in the meantime.
+    """
+    try:
+        lock = _ObjectLock(path, subject)
+    except storage_errors() as error:
+        raise StoreError(f"{subject} cannot be written: {error}") from error
+    thread = threading.Thread(target=lock.keep_renewing, name=f"lock {subject}", daemon=True)
+    thread.start()
+    try:
+        yield lock.check
+    finally:
+        lock.ended.set()
+        thread.join()
+        lock.release()
+    lock.check()
+
+
+class _ObjectLock:
+    """The owner's side: taken by the constructor, renewed until `ended` is set."""
+
+    def __init__(self, path: Path, subject: Path) -> None:
+        self.subject = subject
+        self.ended = threading.Event()
+        self._files = bucket_of(path)
+        bucket, key, _ = self._files.split_path(cast(Any, path).path)
+        self._object = {"Bucket": bucket, "Key": key}
+        self._owner = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": time.time(),
+            "machine": _machine(),
+            "token": uuid.uuid4().hex,
+        }
+        self._lost: str | None = None
+        self._etag = self._take()
+
+    def check(self) -> None:
+        """Raise when the lock is lost.
+
+        Raises:
+            StoreError: Says to whom.
+        """
+        if self._lost is not None:
+            raise StoreError(
+                f"{self.subject}: this process lost the right to write it to {self._lost}; a lock "
+                f"that is not renewed for {STALE_SECONDS:.0f} s may be taken. Run the command "
+                "again when the other is done"
+            )
+
+    def keep_renewing(self) -> None:
+        """Renew until the end, or until another process has it."""
+        renewed = time.monotonic()
+        while self._lost is None and not self.ended.wait(RENEW_SECONDS):
+            try:
+                etag = self._put(IfMatch=self._etag) or self._own_etag()
+            except storage_errors():
+                # The network may be back in time. Past that, whoever comes may take the lock.
+                if time.monotonic() - renewed > STALE_SECONDS:
+                    self._lost = "whoever comes next"
+                continue
+            if etag is not None:
+                self._etag, renewed = etag, time.monotonic()
+
+    def release(self) -> None:
+        """Delete the lock if it is still ours; one that cannot be deleted goes stale by itself."""
+        if self._lost is None:
+            try:
+                if self._own_etag() is not None:
+                    self._files.call_s3("delete_object", **self._object, IfMatch=self._etag)
+            except storage_errors():
+                pass
+
+    def _own_etag(self) -> str | None:
+        """Return the ETag of the lock if it is ours (the answer to our PUT may have been lost)."""
+        held = self._read()
+        if held is not None and held.document.get("token") == self._owner["token"]:
+            self._etag = held.etag
+            return held.etag
+        self._lost = owner_sentence(held.document) if held is not None else "a process that ended"
+        return None
+
+    def _take(self) -> str:
+        """Make the lock, or take a dead one over; returns its ETag."""
+        condition = {"IfNoneMatch": "*"}
+        while True:
+            etag = self._put(**condition)
+            if etag is not None:
+                return etag
+            held = self._read()
+            if held is None:
+                condition = {"IfNoneMatch": "*"}
+                continue
+            if held.document.get("token") == self._owner["token"]:
+                return held.etag
+            if not _is_dead(held):
+                raise refusal(self.subject, owner_sentence(held.document))
+            condition = {"IfMatch": held.etag}
+
+    def _put(self, **condition: str) -> str | None:
+        """Write the lock with the time of now; returns its ETag, None if the condition fails."""
+        # The time makes every renewal another ETag, so that a taker's If-Match fails after it.
+        body = json.dumps(self._owner | {"renewed": time.time()}).encode()
+        try:
+            answer = self._files.call_s3("put_object", **self._object, **condition, Body=body)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and "IfMatch" in condition:
+                return None  # it was deleted
+            if _status(error) in (409, 412):
+                return None
+            raise
+        return str(answer["ETag"])
+
+    def _read(self) -> _Held | None:
+        """Return the lock as it is, body and times of one answer; None when there is none."""
+        from fsspec.asyn import sync
+
+        try:
+            answer, body = sync(self._files.loop, self._answer)
+        except FileNotFoundError:
+            return None
+        sent = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+        try:
+            document = json.loads(body)
+        except ValueError:
+            document = {}
+        return _Held(
+            document=document if isinstance(document, dict) else {},
+            etag=str(answer["ETag"]),
+            unrenewed_seconds=(sent - answer["LastModified"]).total_seconds(),
+        )
+
+    async def _answer(self) -> tuple[dict[str, Any], bytes]:
+        answer = await self._files._call_s3("get_object", **self._object)
+        async with answer["Body"] as body:
+            return answer, await body.read()
+
+
+def _status(error: OSError) -> int | None:
+    """Return the HTTP status behind an error of s3fs."""
+    response = getattr(error.__cause__, "response", {})
+    return cast("int | None", response.get("ResponseMetadata", {}).get("HTTPStatusCode"))
+
+
+def _is_dead(held: _Held) -> bool:
+    if held.unrenewed_seconds > STALE_SECONDS:
+        return True
+    return held.document.get("machine") == _machine() and not _is_running(held.document.get("pid"))
+
+
+def _is_running(pid: Any) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError, TypeError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _machine() -> str:
+    """Return what two processes share that can see one another's numbers.
+
+    The name alone will not do: the containers of a service may share it, each with its own pid 1.
+    """
+    parts = [socket.gethostname()]
+    for read in (
+        lambda: Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
+        lambda: os.readlink("/proc/self/ns/pid"),
+    ):
+        try:
+            parts.append(read())
+        except OSError:  # not Linux
+            continue
+    return " ".join(parts)
