@@ -14,6 +14,7 @@ from pipeline.store.layout import shard_file
 from storage_schemas.errors import StoreError
 
 
+@pytest.mark.parametrize("location", ["local", "s3"], indirect=True)
 def test_summary_agrees_with_the_labels(empty_store: SoftLabelStore, cases: Any) -> None:
     """Counts, coverage, size, entropy, tail and classes equal those computed from reads."""
     rows = np.arange(20, 260)
