@@ -2,8 +2,8 @@
 
 Quiet by default, telemetry off, loopback only, a start-up time-out that a cold disk can keep, and
 a Prefect home inside the workspace (for one in a bucket: in the user's cache), so that a project
-neither finds nor leaves anything in the user's own. Where PREFECT_API_URL is set, that server is used. Every value can be overridden from
-outside.
+neither finds nor leaves anything in the user's own. Where PREFECT_API_URL is set, that server is
+used. Every value can be overridden from outside.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ def prepare_environment(workspace: Path) -> None:
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
     if "PREFECT_API_URL" not in os.environ and "PREFECT_PROFILE" not in os.environ:
-        home = Path(os.environ.setdefault("PREFECT_HOME", str(local_folder(workspace) / ".prefect")))
+        home = Path(
+            os.environ.setdefault("PREFECT_HOME", str(local_folder(workspace) / ".prefect"))
+        )
         # Prefect does not make missing parents, and then waits for its server until the time-out.
         home.mkdir(parents=True, exist_ok=True)

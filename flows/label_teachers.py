@@ -104,8 +104,10 @@ def label_teacher(
     done: list[dict[str, Any]] = []
     stored = []
     with ExitStack() as locks:
-        for schema in schemas.values():
+        checks = [
             locks.enter_context(writer_lock(store_path(project, schema)))
+            for schema in schemas.values()
+        ]
         for split, schema in schemas.items():
             store = open_or_create(project, schema, loaded.space)
             work = missing_work(project, schema, spec, manifest)
@@ -114,6 +116,8 @@ def label_teacher(
                 for group in range(len(work_groups(work, LABELS_PER_TASK)))
             ]
             done += new
+            for check in checks:
+                check()
             labels = int(store.commits[:, :, 0].sum())
             stored.append(
                 {

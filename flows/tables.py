@@ -42,9 +42,7 @@ def show_plan(plan: dict[str, Any]) -> None:
         )
     console.print(table)
     free = "" if plan["free_bytes"] is None else f"; {_size(plan['free_bytes'])} are free"
-    console.print(
-        f"label stores take at most {_size(plan['bytes'])} more before compression{free}"
-    )
+    console.print(f"label stores take at most {_size(plan['bytes'])} more before compression{free}")
 
 
 def show_records(records: list[dict[str, Any]]) -> None:

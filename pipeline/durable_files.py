@@ -26,8 +26,8 @@ def replace_durably(path: Path, write: Callable[[Path], object]) -> None:
         OSError: If it cannot be written; see also `pipeline.locations.storage_errors`.
     """
     if not is_local(path):
-        with tempfile.TemporaryDirectory(prefix="concentrate-") as folder:
-            whole = Path(folder) / path.name
+        with tempfile.TemporaryDirectory(prefix="concentrate-") as made:
+            whole = Path(made) / path.name
             write(whole)
             bucket_of(path).put_file(str(whole), cast(Any, path).path)
         return

@@ -92,14 +92,16 @@ def local_folder(path: Path) -> Path:
     return cache / "concentrate" / hashlib.sha256(str(path).encode()).hexdigest()[:16]
 
 
-def storage_errors() -> tuple[type[Exception], ...]:
-    """Return the errors by which a disk or a bucket fails; for `except storage_errors()`.
+def bucket_errors() -> tuple[type[Exception], ...]:
+    """Return the errors by which a bucket fails and that are no OSError.
 
     s3fs turns the answers of a server into OSError; a server that does not answer, or missing
     credentials, come as errors of the libraries below it.
     """
-    found: list[type[Exception]] = [OSError]
-    for module, name in (("botocore.exceptions", "BotoCoreError"), ("aiohttp", "ClientError")):
-        if module in sys.modules:
-            found.append(getattr(sys.modules[module], name))
-    return tuple(found)
+    known = (("botocore.exceptions", "BotoCoreError"), ("aiohttp", "ClientError"))
+    return tuple(getattr(sys.modules[name], kind) for name, kind in known if name in sys.modules)
+
+
+def storage_errors() -> tuple[type[Exception], ...]:
+    """Return all errors by which a disk or a bucket fails, to be caught together."""
+    return (OSError, *bucket_errors())

@@ -148,7 +148,9 @@ class _ObjectLock:
         if held is not None and held.document.get("token") == self._owner["token"]:
             self._etag = held.etag
             return held.etag
-        self._lost = owner_sentence(held.document) if held is not None else "a process that ended"
+        self._lost = (
+            owner_sentence(held.document) if held is not None else "a process that has ended since"
+        )
         return None
 
     def _take(self) -> str:
@@ -234,13 +236,9 @@ def _machine() -> str:
 
     The name alone will not do: the containers of a service may share it, each with its own pid 1.
     """
-    parts = [socket.gethostname()]
-    for read in (
-        lambda: Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
-        lambda: os.readlink("/proc/self/ns/pid"),
-    ):
-        try:
-            parts.append(read())
-        except OSError:  # not Linux
-            continue
-    return " ".join(parts)
+    name = socket.gethostname()
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{name} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return name

@@ -17,6 +17,7 @@ import typer
 
 from flows.environment import prepare_environment
 from pipeline.config import Project, load_project
+from pipeline.locations import bucket_errors
 from storage_schemas.errors import ConcentrateError
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The project file.")]
@@ -43,6 +44,10 @@ def user_errors() -> Iterator[None]:
         stop_display()
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None
+    except bucket_errors() as error:
+        stop_display()
+        print(f"error: the bucket of the workspace failed: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
     finally:
         stop_display()
 

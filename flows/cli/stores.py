@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flows.cli.options import AsJson, show, user_errors
+from pipeline.locations import location
 
 
 def inspect(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="A label store (.zarr folder).")],
+    store: Annotated[
+        str, typer.Argument(metavar="STORE", help="A label store: .zarr folder, or s3:// URL.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show what a label store holds and how healthy it is, computed with Dask."""
@@ -19,7 +21,7 @@ def inspect(
         from flows import tables
         from pipeline.store import inspect_store
 
-        summary = inspect_store(store)
+        summary = inspect_store(location(store))
         show(summary.to_dict(), as_json, tables.show_store)
         if not summary.is_healthy:
             raise typer.Exit(1)

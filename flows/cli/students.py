@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 from flows.cli.options import AsJson, show, user_errors
+from pipeline.locations import location
 
 
 def predict(
-    student: Annotated[Path, typer.Argument(metavar="STUDENT", help="Folder of a student.")],
+    student: Annotated[
+        str, typer.Argument(metavar="STUDENT", help="Folder of a student, or s3:// URL.")
+    ],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files.")],
     top: Annotated[int, typer.Option("--top", min=1, help="How many classes.")] = 5,
     as_json: AsJson = False,
@@ -21,7 +24,7 @@ def predict(
         from flows import tables
         from pipeline.training.prediction import predict_images
 
-        found = predict_images(student, images, top=top)
+        found = predict_images(location(student), images, top=top)
         show({"predictions": found}, as_json, tables.show_predictions)
 
 

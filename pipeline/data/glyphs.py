@@ -99,8 +99,8 @@ class GlyphSource(Source):
 def open_glyphs(config: GlyphData, workspace: Path) -> GlyphSource:
     """Return the glyphs of a project, rendered on the first call.
 
-    The cache is `<workspace>/data/glyphs-<digest>`, on a local disk in any case; the digest covers the settings, the font
-    files, and the versions that decide pixels and names.
+    The cache is `<workspace>/data/glyphs-<digest>`, on a local disk in any case; the digest covers
+    the settings, the font files, and the versions that decide pixels and names.
 
     Raises:
         DataError: If fonts, verticals or test faces are not to be had.

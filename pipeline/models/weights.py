@@ -7,16 +7,18 @@ download.
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.durable_files import replace_durably
+from pipeline.locations import is_local
 from storage_schemas.errors import TeacherError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -36,7 +38,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise TeacherError(f"weights: no file at {path}; check the path, or let it be trained")
     if path.suffix == ".safetensors":
         try:
-            found: object = load_file(path)
+            found: object = read_safetensors(path)
         except (SafetensorError, OSError) as error:
             raise TeacherError(f"weights {path}: not a safetensors file: {error}") from error
     elif path.suffix in {".pt", ".pth"}:
@@ -62,9 +64,30 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {str(key): value for key, value in found.items()}
 
 
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file on the CPU.
+
+    Raises:
+        SafetensorError: If it is none.
+        OSError: If it cannot be read.
+    """
+    found: dict[str, Tensor] = load_file(path) if is_local(path) else load(path.read_bytes())
+    return found
+
+
+def read_torch_file(path: Path, device: torch.device | str) -> object:
+    """Read a torch file without pickled objects.
+
+    Raises:
+        Exception: Of many types, if it is damaged or holds such objects.
+    """
+    source = path if is_local(path) else io.BytesIO(path.read_bytes())
+    return torch.load(source, map_location=device, weights_only=True)
+
+
 def _read_torch(path: Path) -> object:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return read_torch_file(path, "cpu")
     except pickle.UnpicklingError as error:
         raise TeacherError(
             f"weights {path}: holds pickled objects, which can run code and are refused. In a "

@@ -2,8 +2,8 @@
 
 In: the lock of a folder on a local disk. Left out: that of a prefix of a bucket, which has no
 kernel (pipeline/object_lock.py). Here the kernel holds the lock (flock) and drops it with the
-process, however that ends; the file beside the store only says whose it is. Whoever drives the labelling of a store holds its lock, and hands
-shards to its tasks: tasks take no lock of their own.
+process, however that ends; the file beside the store only says whose it is. Whoever drives the
+labelling of a store holds its lock, and hands shards to its tasks: tasks take no lock of their own.
 """
 
 from __future__ import annotations

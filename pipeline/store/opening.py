@@ -62,7 +62,7 @@ def create_soft_labels(
 
 
 def has_store(path: Path) -> bool:
-    """Tell whether something is at a store's place; in a bucket, a store without metadata is not."""
+    """Tell whether something is at a store's place; in a bucket, its metadata are what counts."""
     return path.exists() if is_local(path) else (path / "zarr.json").exists()
 
 

@@ -7,6 +7,7 @@ importing torch.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 from pipeline.config import Project, SpecialistConfig, TeacherConfig, VerticalClasses
 from pipeline.data.routing import Route, route
+from pipeline.locations import bucket_of, is_local
 from pipeline.workspace import Workspace, read_record
 from storage_schemas.errors import ConfigError
 from storage_schemas.fingerprint import file_digest, fingerprint
@@ -64,12 +66,20 @@ class TeacherSpec:
             raise ConfigError(
                 f"teachers.{self.name}.weights", [f"no file at {self.weights}; {remedy}"]
             )
-        return file_digest(self.weights)
+        if is_local(self.weights):
+            return file_digest(self.weights)
+        return _object_digest(self.weights, bucket_of(self.weights).info(str(self.weights))["ETag"])
 
     @property
     def route(self) -> Route:
         """(C + 1,) whether rows of a class are labelled; the last is for unlabelled rows."""
         return route(self.label_map, self.num_classes, self.config.routing)
+
+
+@functools.lru_cache(maxsize=256)
+def _object_digest(weights: Path, etag: str) -> str:
+    """Read weights from a bucket once for each version of them."""
+    return file_digest(weights)
 
 
 def read_class_list(path: Path, owner: str) -> tuple[str, ...]:

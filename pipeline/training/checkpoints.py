@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from pipeline.durable_files import replace_durably
+from pipeline.locations import remove
+from pipeline.models.weights import read_torch_file
 from storage_schemas.errors import TrainingError
 
 _PATTERN = re.compile(r"^step-(\d{9})\.pt$")
@@ -27,7 +29,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int
     path = folder / f"step-{step:09d}.pt"
     replace_durably(path, lambda temporary: torch.save(state, temporary))
     for _, old in _checkpoints(folder)[:-keep]:
-        old.unlink(missing_ok=True)
+        remove(old)
     return path
 
 
@@ -41,7 +43,7 @@ def load_newest_checkpoint(folder: Path, *, map_location: torch.device) -> dict[
     failures = []
     for _, path in reversed(found):
         try:
-            state: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+            state = cast(dict[str, Any], read_torch_file(path, map_location))
         except Exception as error:  # a damaged file raises many types
             failures.append(f"{path}: {error}")
         else:

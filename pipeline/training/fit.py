@@ -144,7 +144,7 @@ def fit(
         dataset: Batches by (rows, views).
         order: Which batches, in which order.
         config: Optimizer, schedule, precision, cadences.
-        folder: Of the run; receives `checkpoints/`, `metrics.csv` and `tensorboard/`.
+        folder: Of the run; receives `checkpoints/`, `metrics.csv` and, on a disk, `tensorboard/`.
         device: Where to train.
         num_workers: Loader processes.
         report: Called after each step with (steps done, all steps, latest values).
@@ -153,8 +153,19 @@ def fit(
         TrainingError: If the loss is not finite, or no checkpoint can be read.
         StoreError: If another process trains in the same folder.
     """
-    with writer_lock(folder):
-        return _fit_alone(model, stage, dataset, order, config, folder, device, num_workers, report)
+    with writer_lock(folder) as check_lock:
+        return _fit_alone(
+            model,
+            stage,
+            dataset,
+            order,
+            config,
+            folder,
+            device,
+            num_workers,
+            report,
+            check_lock,
+        )
 
 
 def _fit_alone(
@@ -167,6 +178,7 @@ def _fit_alone(
     device: torch.device,
     num_workers: int,
     report: StepReport | None,
+    check_lock: Callable[[], None],
 ) -> FitResult:
     total_steps = stage.epochs * order.steps_per_epoch
     model.to(device)
@@ -206,9 +218,14 @@ def _fit_alone(
                 log.write(step, {"epoch": step / order.steps_per_epoch} | values)
             if step % config.checkpoint_every_steps == 0 and not last:
                 _check_finite(_values(terms, run, 0.0), stage, step, 1)
+                check_lock()
+                log.keep()
                 save_checkpoint(checkpoints, step, run.state(step), keep=config.keep_checkpoints)
             if report is not None:
                 report(step, total_steps, values)
+        if step != first_step:
+            check_lock()
+            log.keep()
     if step != first_step:
         save_checkpoint(checkpoints, step, run.state(step), keep=config.keep_checkpoints)
     final = model if run.average is None else run.average.module

@@ -1,4 +1,9 @@
-"""The log of a run: one CSV file for people and plots, and TensorBoard beside it."""
+"""The log of a run: one CSV file for people and plots, and TensorBoard beside it.
+
+An object in a bucket cannot be appended to. There the log is written to a local folder, and its
+CSV file is put into the bucket whole by `keep`; a resumed run starts from that one, wherever it
+runs. TensorBoard's files stay local.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +14,30 @@ from types import TracebackType
 
 from torch.utils.tensorboard import SummaryWriter
 
+from pipeline.durable_files import write_durably
+from pipeline.locations import local_folder
+
 
 class MetricsLog:
     """Appends rows to `metrics.csv` and scalars to `tensorboard/` of a run's folder.
 
     Args:
-        folder: Of the run.
+        folder: Of the run; on a disk or in a bucket.
         first_step: Rows of later steps are dropped first: a resumed run writes them again.
     """
 
     def __init__(self, folder: Path, *, first_step: int = 0) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "metrics.csv"
+        local = local_folder(folder)
+        local.mkdir(parents=True, exist_ok=True)
+        self._kept = folder / "metrics.csv"
+        self._path = local / "metrics.csv"
         self._columns: list[str] | None = None
         self._keep_until(first_step)
         self._file = self._path.open("a", newline="", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        self._board = SummaryWriter(str(local / "tensorboard"), purge_step=first_step)
 
     def _keep_until(self, step: int) -> None:
-        rows = read_metrics(self._path)
+        rows = read_metrics(self._kept)
         kept = [row for row in rows if row["step"] <= step]
         if rows:
             self._columns = list(rows[0])
@@ -62,6 +72,11 @@ class MetricsLog:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+
+    def keep(self) -> None:
+        """Put the rows so far where the run lies; call it before a checkpoint and at the end."""
+        if self._path != self._kept:
+            write_durably(self._kept, self._path.read_bytes())
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -27,6 +26,7 @@ from pipeline.data.decoding import decode_image
 from pipeline.data.view_reader import ViewReader
 from pipeline.data.views import render
 from pipeline.models.student import Student, build_student
+from pipeline.models.weights import read_safetensors
 from pipeline.training.fit import pick_device
 from pipeline.training.runs import StudentRun
 from pipeline.workspace import read_record
@@ -73,7 +73,7 @@ def class_probabilities(logits: Tensor, objective: ObjectiveConfig) -> Tensor:
 def load_student(run: StudentRun, space: LabelSpace) -> Student:
     """Build a finished run's network with its weights, in eval mode on the CPU."""
     student = build_student(run.config, space)
-    student.load_state_dict(load_file(run.weights))
+    student.load_state_dict(read_safetensors(run.weights))
     return student.eval()
 
 
@@ -153,7 +153,7 @@ def load_student_folder(folder: Path) -> tuple[Student, StudentConfig, LabelSpac
         config = StudentConfig.model_validate(record["student"])
         space = LabelSpace.from_dict(record["label_space"])
         student = build_student(config, space)
-        student.load_state_dict(load_file(folder / "weights.safetensors"))
+        student.load_state_dict(read_safetensors(folder / "weights.safetensors"))
     except (KeyError, ValueError, ValidationError, OSError, RuntimeError, SafetensorError) as error:
         raise TrainingError(f"{folder} is not a sound student: {error}; train it again") from error
     return student.eval(), config, space

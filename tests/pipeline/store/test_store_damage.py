@@ -21,7 +21,6 @@ from storage_schemas.errors import (
 )
 from storage_schemas.label_space import canonical_digest
 
-
 on_both = pytest.mark.parametrize("location", ["local", "s3"], indirect=True)
 
 
