@@ -31,8 +31,9 @@ def s3_server() -> Iterator[str]:
 
 
 @pytest.fixture
-def bucket(s3_server: str) -> Path:
-    """Return a place in a bucket of its own."""
+def bucket(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a place in a bucket of its own; what must be local goes to a folder of the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     place = location(f"s3://test-{uuid.uuid4().hex[:12]}/some/prefix")
     bucket_of(place).call_s3("create_bucket", Bucket=place.path.partition("/")[0])  # type: ignore[attr-defined]
     return place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,30 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.models.weights import load_weights, read_weights, weights_digest
+from pipeline.durable_files import replace_durably
+from pipeline.models.weights import load_weights, read_weights, save_weights, weights_digest
 from storage_schemas.errors import TeacherError
+from storage_schemas.fingerprint import file_digest
 
 
 def network(outputs: int = 3) -> nn.Module:
     """A network with parameters and buffers."""
     return nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, outputs))
+
+
+@pytest.mark.parametrize("location", ["local", "s3"], indirect=True)
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_weights_are_saved_and_loaded_wherever_they_lie(location: Path, suffix: str) -> None:
+    """A bucket gives back the weights that were put, from both kinds of file."""
+    source, target = network(), network()
+    path = location / "run" / f"weights.{suffix}"
+    if suffix == "safetensors":
+        save_weights(source, path)
+    else:
+        replace_durably(path, lambda partial: torch.save(source.state_dict(), partial))
+    load_weights(target, path)
+    assert weights_digest(target.state_dict()) == weights_digest(source.state_dict())
+    assert file_digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pt", "pth", "state_dict", "model", "module"])

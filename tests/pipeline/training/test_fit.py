@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline import locations
 from pipeline.config import (
     AdamWConfig,
     HardLabels,
@@ -33,6 +34,7 @@ from pipeline.training.stage import Stage
 from storage_schemas.errors import StoreError, TrainingError
 
 CLASSES = 5
+on_both = pytest.mark.parametrize("location", ["local", "s3"], indirect=True)
 
 
 class TinyStudent(nn.Module):
@@ -89,7 +91,7 @@ def run_fit(folder, *, epochs=3, config=None, read=read_images, report=None, num
         BatchDataset(read, fetch_targets),
         order,
         config,
-        Path(folder),
+        locations.location(folder),
         device=torch.device("cpu"),
         num_workers=num_workers,
         report=report,
@@ -119,13 +121,20 @@ KILLED = """
 """
 
 
-@pytest.mark.parametrize("kill_at", [2, 4, 11])
-def test_killed_run_ends_with_the_same_weights(tmp_path, kill_at):
-    """A run that is killed with SIGKILL and resumed ends bitwise like one that was not."""
+@pytest.mark.parametrize(
+    ("location", "kill_at"),
+    [("local", 2), ("local", 4), ("local", 11), ("s3", 11)],
+    indirect=["location"],
+)
+def test_killed_run_ends_with_the_same_weights(location, tmp_path, monkeypatch, kill_at):
+    """A run that is killed with SIGKILL and resumed ends bitwise like one that was not.
+
+    In a bucket, also where nothing of the first machine's disk is left.
+    """
     whole = weights_of(*run_fit(tmp_path / "whole"))
     script = KILLED.format(
         file=__file__,
-        folder=str(tmp_path / "killed"),
+        folder=str(location / "killed"),
         kill_at=kill_at,
         threads=torch.get_num_threads(),
     )
@@ -138,8 +147,12 @@ def test_killed_run_ends_with_the_same_weights(tmp_path, kill_at):
     )
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert process.stdout.split()[-1] == str(kill_at)
-    model, result = run_fit(tmp_path / "killed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+    model, result = run_fit(location / "killed")
     assert result.resumed_from == kill_at // 4 * 4
+    steps = [row["step"] for row in read_metrics(location / "killed" / "metrics.csv")]
+    assert steps == sorted(set(steps))
+    assert {1, 18} <= set(steps)
     for mine, other in zip(weights_of(model, result), whole, strict=True):
         assert torch.equal(mine, other)
 
@@ -164,10 +177,11 @@ def test_resumed_log_has_each_step_once(tmp_path):
             assert loss == whole[step]
 
 
-def test_finished_run_does_not_train_again(tmp_path):
+@on_both
+def test_finished_run_does_not_train_again(location):
     """Calling fit on a finished run changes nothing."""
-    first = weights_of(*run_fit(tmp_path))
-    model, result = run_fit(tmp_path)
+    first = weights_of(*run_fit(location))
+    model, result = run_fit(location)
     assert result.resumed_from == result.steps
     for mine, other in zip(weights_of(model, result), first, strict=True):
         assert torch.equal(mine, other)
@@ -217,23 +231,25 @@ def test_objective_that_lacks_a_signal_is_refused_before_training():
         stage.check_signals(frozenset({"labels"}))
 
 
-def test_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path):
+@on_both
+def test_damaged_newest_checkpoint_falls_back_to_the_one_before(location):
     """The newest readable checkpoint is used; if none can be read, that is said."""
-    save_checkpoint(tmp_path, 1, {"step": 1}, keep=5)
-    newest = save_checkpoint(tmp_path, 2, {"step": 2}, keep=5)
+    save_checkpoint(location, 1, {"step": 1}, keep=5)
+    newest = save_checkpoint(location, 2, {"step": 2}, keep=5)
     newest.write_bytes(newest.read_bytes()[:50])
     device = torch.device("cpu")
-    assert load_newest_checkpoint(tmp_path, map_location=device) == {"step": 1}
-    (tmp_path / "step-000000001.pt").write_bytes(b"")
+    assert load_newest_checkpoint(location, map_location=device) == {"step": 1}
+    (location / "step-000000001.pt").write_bytes(b"")
     with pytest.raises(TrainingError, match="no checkpoint can be read"):
-        load_newest_checkpoint(tmp_path, map_location=device)
+        load_newest_checkpoint(location, map_location=device)
 
 
-def test_only_the_newest_checkpoints_are_kept(tmp_path):
+@on_both
+def test_only_the_newest_checkpoints_are_kept(location):
     """Old checkpoints are removed, and no temporary file is left."""
     for step in range(1, 6):
-        save_checkpoint(tmp_path, step, {"step": step}, keep=2)
-    names = sorted(path.name for path in tmp_path.iterdir())
+        save_checkpoint(location, step, {"step": step}, keep=2)
+    names = sorted(path.name for path in location.iterdir())
     assert names == ["step-000000004.pt", "step-000000005.pt"]
 
 
