@@ -14,6 +14,8 @@ from typing import Any, cast
 
 from pipeline.locations import bucket_of, is_local
 
+UPLOAD_THREADS = 8
+
 
 def replace_durably(path: Path, write: Callable[[Path], object]) -> None:
     """Replace a file at once.
@@ -29,7 +31,9 @@ def replace_durably(path: Path, write: Callable[[Path], object]) -> None:
         with tempfile.TemporaryDirectory(prefix="concentrate-") as made:
             whole = Path(made) / path.name
             write(whole)
-            bucket_of(path).put_file(str(whole), cast(Any, path).path)
+            bucket_of(path).put_file(
+                str(whole), cast(Any, path).path, max_concurrency=UPLOAD_THREADS
+            )
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")

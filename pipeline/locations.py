@@ -35,8 +35,7 @@ def location(place: str | Path) -> Path:
     """
     if not isinstance(place, str):
         return place
-    found = _URL.match(place)
-    if found is None:
+    if _URL.match(place) is None:
         return Path(place)
     bucket, *prefix = place.removeprefix("s3://").rstrip("/").split("/")
     if not place.startswith("s3://") or not bucket or {"", ".", ".."} & {bucket, *prefix}:
@@ -50,8 +49,10 @@ def location(place: str | Path) -> Path:
         raise ConfigError(
             place, [f'needs the extra s3: pip install "concentrate[s3]" ({error})']
         ) from error
-    # Other processes write to the bucket: a listing is never remembered.
-    return cast(Path, UPath(place.rstrip("/"), use_listings_cache=False))
+    # Other processes write to the bucket: a listing is never remembered. With a concurrency above
+    # 1, s3fs asks for the size of every object before it reads it.
+    found = UPath(place.rstrip("/"), use_listings_cache=False, max_concurrency=1)
+    return cast(Path, found)
 
 
 def is_local(path: Path) -> bool:
@@ -62,6 +63,17 @@ def is_local(path: Path) -> bool:
 def bucket_of(path: Path) -> Any:
     """Return the s3fs file system of a path in a bucket."""
     return cast(Any, path).fs
+
+
+def read_whole(path: Path) -> bytes:
+    """Return the bytes of a file or object.
+
+    An object comes as one answer: `path.read_bytes()` would ask for its size first, and cut what
+    another process has replaced by something longer in between.
+    """
+    if is_local(path):
+        return path.read_bytes()
+    return cast(bytes, bucket_of(path).cat_file(cast(Any, path).path))
 
 
 def remove(path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.durable_files import write_durably
-from pipeline.locations import storage_errors
+from pipeline.locations import read_whole, storage_errors
 from storage_schemas.errors import StoreError
 
 
@@ -59,7 +59,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
             a bucket did not answer.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_whole(path))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     except storage_errors() as error:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.durable_files import write_durably
-from pipeline.locations import is_local
+from pipeline.locations import is_local, read_whole
 from pipeline.object_lock import object_lock
 from storage_schemas.errors import LabelSpaceError, ManifestError, StoreError
 from storage_schemas.label_space import LabelSpace, canonical_digest
@@ -85,7 +85,7 @@ def load_label_space(workspace: Path) -> LabelSpace:
     path = workspace / "data" / LABEL_SPACE
     index = _load_index(_folder(workspace))
     try:
-        space = LabelSpace.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        space = LabelSpace.from_dict(json.loads(read_whole(path)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, LabelSpaceError) as error:
         raise ManifestError(f"{path} cannot be read: {error}; {REBUILD}") from error
     known = space.classes[: index["num_classes"]]
@@ -195,7 +195,7 @@ def _folder(workspace: Path) -> Path:
 def _load_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = json.loads(read_whole(path))
         version = index["version"]
     except FileNotFoundError:
         raise ManifestError(
@@ -222,7 +222,7 @@ def _load_part(path: Path) -> pa.Table:
 
 
 def _table(path: Path) -> pa.Table:
-    return pq.read_table(pa.BufferReader(path.read_bytes()))
+    return pq.read_table(pa.BufferReader(read_whole(path)))
 
 
 def _classes_digest(classes: tuple[str, ...]) -> str:

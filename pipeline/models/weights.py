@@ -18,7 +18,7 @@ from safetensors.torch import load, load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.durable_files import replace_durably
-from pipeline.locations import is_local
+from pipeline.locations import is_local, read_whole
 from storage_schemas.errors import TeacherError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -71,7 +71,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         SafetensorError: If it is none.
         OSError: If it cannot be read.
     """
-    found: dict[str, Tensor] = load_file(path) if is_local(path) else load(path.read_bytes())
+    found: dict[str, Tensor] = load_file(path) if is_local(path) else load(read_whole(path))
     return found
 
 
@@ -81,7 +81,7 @@ def read_torch_file(path: Path, device: torch.device | str) -> object:
     Raises:
         Exception: Of many types, if it is damaged or holds such objects.
     """
-    source = path if is_local(path) else io.BytesIO(path.read_bytes())
+    source = path if is_local(path) else io.BytesIO(read_whole(path))
     return torch.load(source, map_location=device, weights_only=True)
 
 

@@ -19,7 +19,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import FsspecStore
 
 from pipeline.durable_files import write_durably
-from pipeline.locations import is_local
+from pipeline.locations import is_local, read_whole
 from storage_schemas.errors import ConfigError
 from storage_schemas.label_space import canonical_digest
 from storage_schemas.soft_labels import SoftLabelSchema
@@ -153,7 +153,7 @@ def read_document(path: Path, name: str = "") -> dict[str, Any]:
         ValueError: If it is not a JSON object.
     """
     folder = path / name if name else path
-    document = json.loads((folder / "zarr.json").read_bytes())
+    document = json.loads(read_whole(folder / "zarr.json"))
     if not isinstance(document, dict):
         raise ValueError(f"{name or 'group'} metadata must be a JSON object")  # noqa: TRY004
     return document

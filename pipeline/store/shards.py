@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from pipeline.locations import remove, storage_errors
+from pipeline.locations import is_local, remove, storage_errors
 from pipeline.store.commit import shard_crc, sync
 from pipeline.store.layout import ARRAYS, array_place, array_shape, shard_file
 from storage_schemas.errors import CorruptLabelError, MissingLabelError, StoreError
@@ -121,7 +121,7 @@ class ShardFiles:
         """Remove a commit record, durably: the shard counts as not done."""
         self._check_place(view, shard)
         record = shard_file(self.path, "commits", view, shard)
-        if record.exists():
+        if not is_local(record) or record.exists():
             remove(record)
             sync([record], self.path)
 

@@ -76,7 +76,7 @@ def test_a_missing_extra_is_named(monkeypatch):
 
 
 def test_a_local_workspace_loads_no_s3():
-    """fsspec and what is below it are imported for an s3:// text only."""
+    """The libraries for a bucket are imported for an s3:// text only."""
     code = (
         "import sys, pipeline.config, pipeline.data, pipeline.store.lock, pipeline.locations as l\n"
         "before = set(sys.modules)\n"
@@ -125,7 +125,11 @@ def test_a_record_that_cannot_be_read_is_not_absent(bucket, monkeypatch):
     """A server that does not answer is an error: nothing is done again because of it."""
     write_record(bucket / "record.json", {"a": 1})
     fail = OSError("503 Slow Down")
-    monkeypatch.setattr(type(bucket), "read_text", lambda *_, **__: (_ for _ in ()).throw(fail))
+
+    def failing(path: Path) -> bytes:
+        raise fail
+
+    monkeypatch.setattr("pipeline.workspace.read_whole", failing)
     with pytest.raises(StoreError, match=r"record\.json cannot be read: 503"):
         read_record(bucket / "record.json")
 

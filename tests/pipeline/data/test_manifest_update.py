@@ -16,7 +16,6 @@ from pipeline.data.manifest_files import exclusive
 from storage_schemas.errors import DataError, ManifestError
 from storage_schemas.manifest import TRAIN
 
-
 on_both = pytest.mark.parametrize("location", ["local", "s3"], indirect=True)
 
 
@@ -325,7 +324,10 @@ def test_crash_before_the_index_leaves_the_old_manifest(
 @on_both
 def test_two_updates_at_once_are_refused(project: Project) -> None:
     """A second update of the same workspace does not start."""
-    with exclusive(project.workspace), pytest.raises(ManifestError, match="another process|being written"):
+    with (
+        exclusive(project.workspace),
+        pytest.raises(ManifestError, match=r"another process|being written"),
+    ):
         update_manifest(project)
     assert update_manifest(project).added == 5
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import pickle
 from pathlib import Path
 from typing import Any
@@ -382,9 +383,13 @@ def test_undeclared_temperature_is_refused(full_store: SoftLabelStore) -> None:
 
 @on_both
 def test_a_handle_can_be_pickled(full_store: SoftLabelStore) -> None:
-    """A worker that receives the handle reads the same labels."""
+    """A worker that receives the handle reads the same labels, also after its parent did."""
+    mine = full_store.read_shard(1, 2)
     copy = pickle.loads(pickle.dumps(full_store))
     assert torch.equal(copy.read(np.arange(20), 1).ids, full_store.read(np.arange(20), 1).ids)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        for ours, theirs in zip(mine, pool.apply(full_store.read_shard, (1, 2)), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
 
 
 @on_both
