@@ -159,6 +159,14 @@ class _ObjectLock:
         while True:
             etag = self._put(**condition)
             if etag is not None:
+                # Some servers ignore conditions; with them two writers would both be let in.
+                if "IfNoneMatch" in condition and self._put(**condition) is not None:
+                    self._files.call_s3("delete_object", **self._object)
+                    raise StoreError(
+                        f"{self.subject} cannot be locked: the server of its bucket ignores "
+                        "If-None-Match, so that a second writer could not be refused; use one "
+                        "with conditional PUTs, as S3 has"
+                    )
                 return etag
             held = self._read()
             if held is None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import object_lock
-from pipeline.locations import is_local, remove
+from pipeline.locations import is_local, read_whole, remove
 from pipeline.store.lock import lock_path, writer_lock
 from storage_schemas.errors import StoreError
 
@@ -139,11 +139,11 @@ def test_of_many_takers_one_wins(bucket):
 def test_a_lock_is_renewed_and_outlives_its_time(bucket, monkeypatch):
     """A writer that works for longer than the stale time keeps its lock."""
     monkeypatch.setattr(object_lock, "RENEW_SECONDS", 0.2)
-    monkeypatch.setattr(object_lock, "STALE_SECONDS", 2.0)
+    monkeypatch.setattr(object_lock, "STALE_SECONDS", 3.0)
     with writer_lock(bucket / "a.zarr") as check:
-        first = json.loads(lock_path(bucket / "a.zarr").read_bytes())
-        time.sleep(4)
-        later = json.loads(lock_path(bucket / "a.zarr").read_bytes())
+        first = json.loads(read_whole(lock_path(bucket / "a.zarr")))
+        time.sleep(4.5)
+        later = json.loads(read_whole(lock_path(bucket / "a.zarr")))
         assert later["renewed"] > first["renewed"] + 2
         assert later["since"] == first["since"]
         with pytest.raises(StoreError, match="is being written"), writer_lock(bucket / "a.zarr"):
@@ -190,6 +190,15 @@ def test_the_answer_to_a_put_that_was_lost_is_no_refusal(bucket, monkeypatch):
     monkeypatch.setattr(object_lock._ObjectLock, "_put", twice)
     with writer_lock(bucket / "a.zarr"):
         assert calls == [{"IfNoneMatch": "*"}]
+
+
+def test_a_server_without_conditional_puts_is_refused(bucket, monkeypatch):
+    """Where the condition is ignored nobody gets the lock, since nobody could be refused it."""
+    original = object_lock._ObjectLock._put
+    monkeypatch.setattr(object_lock._ObjectLock, "_put", lambda self, **_: original(self))
+    with pytest.raises(StoreError, match="ignores If-None-Match"), writer_lock(bucket / "a.zarr"):
+        pass
+    assert not lock_path(bucket / "a.zarr").exists()
 
 
 def test_a_bucket_that_is_not_there_is_said(s3_server):
