@@ -104,6 +104,7 @@ class _ObjectLock:
             "token": uuid.uuid4().hex,
         }
         self._lost: str | None = None
+        self._renewed = time.monotonic()
         self._etag = self._take()
 
     def check(self) -> None:
@@ -112,26 +113,26 @@ class _ObjectLock:
         Raises:
             StoreError: Says to whom.
         """
-        if self._lost is not None:
+        lost = self._lost
+        # A renewal may hang for longer than the lock holds.
+        if lost is None and time.monotonic() - self._renewed > STALE_SECONDS:
+            lost = "whoever comes next"
+        if lost is not None:
             raise StoreError(
-                f"{self.subject}: this process lost the right to write it to {self._lost}; a lock "
+                f"{self.subject}: this process lost the right to write it to {lost}; a lock "
                 f"that is not renewed for {STALE_SECONDS:.0f} s may be taken. Run the command "
                 "again when the other is done"
             )
 
     def keep_renewing(self) -> None:
         """Renew until the end, or until another process has it."""
-        renewed = time.monotonic()
         while self._lost is None and not self.ended.wait(RENEW_SECONDS):
             try:
                 etag = self._put(IfMatch=self._etag) or self._own_etag()
             except storage_errors():
-                # The network may be back in time. Past that, whoever comes may take the lock.
-                if time.monotonic() - renewed > STALE_SECONDS:
-                    self._lost = "whoever comes next"
-                continue
+                continue  # the network may be back in time; `check` knows when it was not
             if etag is not None:
-                self._etag, renewed = etag, time.monotonic()
+                self._etag, self._renewed = etag, time.monotonic()
 
     def release(self) -> None:
         """Delete the lock if it is still ours; one that cannot be deleted goes stale by itself."""
