@@ -123,7 +123,9 @@ def _teacher_labels(project: Project, teacher: str) -> TeacherLabels:
 def _tail_counts(path: Path) -> npt.NDArray[np.int64]:
     store = open_soft_labels(path)
     counts = np.zeros(len(TAIL_EDGES) - 1, dtype=np.int64)
-    if store.schema.activation == "sigmoid" or store.schema.k >= store.schema.num_classes:
+    schema = store.schema
+    whole = schema.selection == "top_k" and schema.k >= schema.num_classes
+    if whole or schema.activation == "sigmoid" or schema.selection == "sampled":
         return counts
     written = np.argwhere(store.commits[:, :, 0] > 0)
     chosen = np.unique(np.linspace(0, len(written) - 1, min(len(written), TAIL_SHARDS)).astype(int))
