@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import Project
-from pipeline.data.routing import route, routed_rows, split_recipe
+from pipeline.data.routing import route, routed_rows, split_labels, split_recipe
 from pipeline.store.opening import open_soft_labels
 from pipeline.store.soft_label_store import SoftLabelStore
 from pipeline.workspace import Workspace, read_record, write_record
@@ -177,15 +177,12 @@ def open_published(
 def _differences(
     project: Project, manifest: Manifest, split: int, name: str, store: SoftLabelStore
 ) -> list[str]:
-    schema, labels = store.schema, project.labels
+    schema = store.schema
     recipe = split_recipe(project, split)
+    kept = split_labels(project, split, schema.num_classes)
     pairs: dict[str, tuple[Any, Any]] = {
         "recipe": (recipe.model_dump(mode="json"), schema.recipe),
-        "k": (min(labels.k, schema.num_classes), schema.k),
-        **{
-            field: (getattr(labels, field), getattr(schema, field))
-            for field in ("activation", "temperatures", "precision")
-        },
+        **{field: (expected, getattr(schema, field)) for field, expected in kept.items()},
     }
     problems = [
         f"{name}: {field} must be {expected}, got {found}"
