@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
 from pipeline.config import Project
 from pipeline.data.routing import route, routed_rows, split_labels, split_recipe
@@ -22,6 +23,7 @@ from pipeline.store.opening import open_soft_labels
 from pipeline.store.soft_label_store import SoftLabelStore
 from pipeline.workspace import Workspace, read_record, write_record
 from storage_schemas.errors import MissingLabelError, SchemaMismatchError
+from storage_schemas.exactness import Exactness
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import Manifest
 
@@ -105,6 +107,14 @@ def publish(
 def published_cost(workspace: Workspace, teacher: str) -> dict[str, int]:
     """Return parameters and FLOPs of a published teacher; empty before it is published."""
     return dict((read_record(_record(workspace, teacher)) or {}).get("cost", {}))
+
+
+def read_exactness(workspace: Workspace, teacher: str) -> Exactness | None:
+    """Return what a teacher's labels lost, or None when it is not measured or not readable."""
+    try:
+        return Exactness.model_validate(read_record(workspace.exactness(teacher)))
+    except ValidationError:
+        return None
 
 
 def published_path(workspace: Workspace, teacher: str, split: int) -> Path | None:

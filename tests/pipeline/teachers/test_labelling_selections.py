@@ -17,14 +17,16 @@ from pipeline.data.view_reader import ViewReader
 from pipeline.models.builders import build_classifier
 from pipeline.objectives.stored_signals import StoredSignals
 from pipeline.plan import plan_labels
-from pipeline.store.published import SPLIT_NAMES, open_published, publish
+from pipeline.store.published import SPLIT_NAMES, open_published, publish, read_exactness
+from pipeline.teachers.exactness import measure_exactness
 from pipeline.teachers.labelling import label_shards, load_teacher, teacher_cost
 from pipeline.teachers.spec import resolve_teacher
 from pipeline.teachers.stores import missing_work, open_or_create, store_schema
 from pipeline.training.evaluation import evaluate_specialists
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, write_record
 from storage_schemas.errors import ConfigError, SchemaMismatchError
 from storage_schemas.manifest import TEST, TRAIN
+from storage_schemas.view_recipe import ViewRecipe
 
 BUILDER = "pipeline.models.backbones:glyph_resnet"
 CLASSES = ("apple", "pear", "plum", "fig", "lime")
@@ -99,11 +101,12 @@ def label(root, overrides=(), limit=None):
     return project, update, stores
 
 
-def dense(project, update, rows, views):
+def dense(project, update, rows, views, recipe=None):
     """The teacher's logits of the very views that were labelled."""
     spec = resolve_teacher(project, project.teachers[0], update.label_space, update.manifest)
     source = open_source(project.data, project.workspace)
-    reader = ViewReader(source, update.manifest.keys, project.views, spec.config.input)
+    recipe = recipe or project.views
+    reader = ViewReader(source, update.manifest.keys, recipe, spec.config.input)
     with torch.inference_mode():
         return load_teacher(spec, torch.device("cpu"))(reader.read(rows, views)).double()
 
@@ -224,3 +227,58 @@ def test_an_undeclared_temperature_is_refused_with_the_list(root):
             routes=published.routes,
             temperature=4.0,
         )
+
+
+@pytest.mark.parametrize("precision", ["compact", "exact"])
+def test_what_labels_lost_is_the_distance_of_the_test_store(root, precision):
+    """The record's mean and largest KL are those of stored test labels and dense answers."""
+    project, update, stores = label(root, [f"labels.precision={precision}", "labels.k=3"])
+    _, _, spec = resolved(root, [f"labels.precision={precision}", "labels.k=3"])
+    found = measure_exactness(project, spec, update.manifest, stores[TRAIN].schema)
+    rows = update.manifest.rows(TEST)
+    answers = dense(project, update, rows, rows * 0, ViewRecipe.evaluation_recipe())
+    assert (found.split, found.rows, found.ranks) == ("test", len(rows), 3)
+    assert [lost.temperature for lost in found.losses] == [1.0, 2.0]
+    for lost in found.losses:
+        p = (answers / lost.temperature).softmax(dim=1)
+        stored = stores[TEST].read(rows, 0, lost.temperature)
+        q = (stored.log_tail[0].double().exp() / 2)[:, None].expand(-1, 5).clone()
+        q.scatter_(1, stored.ids[0], stored.log_probs[0].double().exp())
+        total = (p * (p / q).log()).sum(dim=1)
+        assert lost.uniform.mean == pytest.approx(total.mean().item(), abs=1e-6)
+        assert lost.uniform.max == pytest.approx(total.max().item(), abs=1e-6)
+        outside = 1 - p.gather(1, stored.ids[0]).sum(dim=1)
+        assert lost.outside.mean == pytest.approx(outside.mean().item(), abs=1e-6)
+        own = lost.quantisation[precision]
+        assert lost.truncation.mean + own.mean == pytest.approx(lost.uniform.mean)
+        assert own.mean == pytest.approx(lost.bucket.mean, abs=1e-12)
+        assert lost.quantisation["exact"].mean < lost.quantisation["compact"].mean / 100
+        assert lost.drop.mean > 0
+
+
+@pytest.mark.parametrize("selection", ["top_p", "sampled", "sigmoid"])
+def test_what_labels_lost_holds_only_what_is_defined(root, selection):
+    """Draws have no tail and no code; sigmoid labels have no tail; without test rows, train."""
+    overrides = [*OVERRIDES.get(selection, ()), "data.test_fraction=0.0"]
+    if selection == "sigmoid":
+        objective = "{name: knowledge_concentration, form: sigmoid, temperature: 2.0}"
+        overrides += ["labels.activation=sigmoid", f"student.objective={objective}"]
+    if selection == "sampled":
+        overrides += ["labels.k=6"]
+    project, update, spec = resolved(root, overrides)
+    schema = store_schema(project, spec, update.label_space, update.manifest, TRAIN)
+    found = measure_exactness(project, spec, update.manifest, schema)
+    assert (found.split, found.rows) == ("train", 40)
+    assert 1 < found.ranks < 4
+    assert (found.ranks == 2) == (selection == "sigmoid")
+    for lost in found.losses:
+        assert lost.drop.mean > 0
+        assert (lost.uniform is None) == (selection != "top_p")
+        assert (lost.bucket is None) == (selection != "top_p")
+        assert (lost.truncation is None) == (selection == "sampled")
+        assert set(lost.quantisation) == (set() if selection == "sampled" else {"compact", "exact"})
+    path = Workspace(project.workspace).exactness("fruit")
+    write_record(path, found.model_dump(mode="json"))
+    assert read_exactness(Workspace(project.workspace), "fruit") == found
+    path.write_text('{"version": 2}')
+    assert read_exactness(Workspace(project.workspace), "fruit") is None
