@@ -19,7 +19,7 @@ from flows.project import Loaded, load, reload
 from pipeline.locations import storage_errors
 from pipeline.plan import plan_labels
 from pipeline.store.lock import writer_lock
-from pipeline.store.published import SPLIT_NAMES, publish
+from pipeline.store.published import SPLIT_NAMES, publish, read_exactness
 from pipeline.teachers.spec import TeacherSpec, resolve_teacher, resolve_teachers
 from pipeline.teachers.stores import (
     label_bytes,
@@ -29,7 +29,7 @@ from pipeline.teachers.stores import (
     store_schema,
     work_groups,
 )
-from pipeline.workspace import Workspace
+from pipeline.workspace import Workspace, write_record
 from storage_schemas.errors import StoreError
 from storage_schemas.manifest import TEST, TRAIN
 
@@ -81,6 +81,30 @@ def label_group(
     }
 
 
+@task(
+    cache_policy=NO_CACHE,
+    retries=2,
+    retry_delay_seconds=[1, 10],
+    retry_condition_fn=_is_io_error,
+    task_run_name="exactness/{teacher}",
+)
+def measure_teacher(teacher: str, config: str, overrides: list[str]) -> dict[str, Any] | None:
+    """Record what the labels of a teacher lose, from a sample that is labelled densely."""
+    from pipeline.teachers.exactness import measure_exactness
+
+    loaded = reload(config, overrides)
+    spec = _resolve(loaded, teacher)
+    project, manifest = loaded.project, loaded.manifest
+    schema = store_schema(project, spec, loaded.space, manifest, TRAIN)
+    with bar(f"exactness {teacher}") as line:
+        found = measure_exactness(project, spec, manifest, schema, report=line.advance)
+    if found is None:
+        return None
+    record = found.model_dump(mode="json")
+    write_record(Workspace(project.workspace).exactness(teacher), record)
+    return record
+
+
 @flow(name="label-teacher", flow_run_name="label/{teacher}", log_prints=False)
 def label_teacher(
     teacher: str, config: str, overrides: list[str] | None = None
@@ -129,7 +153,12 @@ def label_teacher(
                 }
             )
     fingerprints = {SPLIT_NAMES[split]: schema.fingerprint for split, schema in schemas.items()}
-    publish(Workspace(project.workspace), teacher, fingerprints, teacher_cost(spec))
+    workspace = Workspace(project.workspace)
+    measured = read_exactness(workspace, teacher)
+    # Before the stores are published: a flow that is killed here is planned again.
+    if measured is None or measured.fingerprint != schemas[TRAIN].fingerprint:
+        measure_teacher(teacher, config, overrides)
+    publish(workspace, teacher, fingerprints, teacher_cost(spec))
     create_table_artifact(
         stored, key=f"labels-{teacher.lower().replace('_', '-').replace('.', '-')}"
     )

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from storage_schemas.selection import described
+
 console = Console(highlight=False)
 
 
@@ -141,9 +143,10 @@ def show_store(summary: dict[str, Any]) -> None:
     table = Table(show_header=False, title=escape(summary["path"]), title_justify="left")
     temperatures = ", ".join(f"{value:g}" for value in summary["temperatures"])
     coverage = ", ".join(f"{100 * value:.1f} %" for value in summary["coverage"])
+    kept = described(summary["selection"], summary["k"], summary["top_p"])
     for name, value in (
         ("teacher", f"{summary['teacher']} ({summary['num_classes']:,} classes)"),
-        ("labels", f"{summary['labels']:,} in {summary['num_views']} views, top-{summary['k']}"),
+        ("labels", f"{summary['labels']:,} in {summary['num_views']} views, {kept}"),
         ("rows labelled by view", coverage),
         ("code", f"{summary['activation']}, {summary['precision']}, temperatures {temperatures}"),
         ("size", f"{_size(summary['size_bytes'])}, {summary['bytes_per_label']:.1f} B a label"),

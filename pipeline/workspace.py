@@ -41,6 +41,10 @@ class Workspace:
         """Soft-label store of a teacher."""
         return self.root / "labels" / teacher / f"{fingerprint}.zarr"
 
+    def exactness(self, teacher: str) -> Path:
+        """Record of what a teacher's labels lost against its dense answers."""
+        return self.root / "labels" / teacher / "exactness.json"
+
     def student(self, name: str, fingerprint: str) -> Path:
         """Run folder of a student or control."""
         return self.root / "students" / name / fingerprint

@@ -18,11 +18,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from storage_schemas.errors import SchemaMismatchError
 from storage_schemas.fingerprint import fingerprint
 from storage_schemas.label_space import LabelMap, LabelSpace
+from storage_schemas.selection import Selection, selection_problems
 
 SOFT_LABEL_FORMAT = "concentrate.soft_labels"
 SOFT_LABEL_VERSION = 1
 LARGEST_UINT16_CLASSES = 65_535
 _DERIVED = ("format", "fingerprint", "encoding")
+# Younger than version 1: left out where they say nothing new, so that older readers open the rest.
+_DEFAULTS = {"selection": "top_k", "top_p": None}
 
 Count = Annotated[int, Field(ge=1, lt=2**32)]
 
@@ -35,9 +38,12 @@ class SoftLabelSchema(BaseModel):
         teacher: Name of the specialist.
         num_rows: N, rows of the manifest that the store has room for.
         num_views: V.
-        k: K, ranks that are kept; at most `num_classes`.
+        k: K, ranks that are kept at most; at most `num_classes`, unless sampled: then K draws.
         num_classes: C_t, classes of the teacher.
         activation: softmax, or sigmoid for independent classes.
+        selection: Which classes are kept. top_k: the K most probable. top_p: the fewest of them
+            whose mass at the first temperature reaches `top_p`. sampled: those of K draws.
+        top_p: The mass of top_p; None otherwise.
         temperatures: At which labels can be decoded.
         precision: compact (8 bits a gap) or exact (16 bits a gap).
         shard_rows: Rows of one shard, the unit that is written and committed.
@@ -64,6 +70,8 @@ class SoftLabelSchema(BaseModel):
     k: Count
     num_classes: int = Field(ge=1, lt=2**32 - 1)
     activation: Literal["softmax", "sigmoid"] = "softmax"
+    selection: Selection = "top_k"
+    top_p: float | None = Field(None, gt=0, le=1)
     temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0,), min_length=1)
     precision: Literal["compact", "exact"] = "compact"
     shard_rows: Count
@@ -82,8 +90,11 @@ class SoftLabelSchema(BaseModel):
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> SoftLabelSchema:
-        if self.k > self.num_classes:
+        if self.k > self.num_classes and self.selection != "sampled":
             raise ValueError(f"k must be at most num_classes ({self.num_classes}), got {self.k}")
+        problems = selection_problems(self)
+        if problems:
+            raise ValueError("; ".join(problems))
         for name, values in (("classes", self.classes), ("global_ids", self.global_ids)):
             if len(values) != self.num_classes or len(set(values)) != len(values):
                 raise ValueError(
@@ -113,7 +124,9 @@ class SoftLabelSchema(BaseModel):
 
     @property
     def columns(self) -> int:
-        """Columns of `gaps`: K - 1 gaps, then one tail per temperature, or the top logit."""
+        """Columns of `gaps`: K - 1 gaps and a tail per temperature, or the top logit; K counts."""
+        if self.selection == "sampled":
+            return self.k
         return self.k - 1 + (1 if self.activation == "sigmoid" else len(self.temperatures))
 
     @property
@@ -144,12 +157,15 @@ class SoftLabelSchema(BaseModel):
 
     @property
     def encoding(self) -> dict[str, float]:
-        """Steps and offsets of the quantisation, in nats."""
+        """Steps and offsets of the quantisation, in nats; under sampled, the number of draws."""
+        if self.selection == "sampled":
+            return {"draws": float(self.k)}
         compact = self.precision == "compact"
         gap_step = 1 / 16 if compact else 1 / 2048
         if self.activation == "sigmoid":
             return {"gap_step": gap_step, "top_offset": 8.0 if compact else 16.0}
-        outside = max(self.num_classes - self.k, 1)
+        fewest = self.k if self.selection == "top_k" else 1
+        outside = max(self.num_classes - fewest, 1)
         return {
             "gap_step": gap_step,
             "tail_step": 1 / 8 if compact else gap_step,
@@ -194,9 +210,10 @@ class SoftLabelSchema(BaseModel):
 
     def to_attributes(self) -> dict[str, Any]:
         """Return the JSON form; `from_attributes` is its inverse."""
+        fields = self.model_dump(mode="json")
         return {
             "format": SOFT_LABEL_FORMAT,
-            **self.model_dump(mode="json"),
+            **{k: v for k, v in fields.items() if k not in _DEFAULTS or v != _DEFAULTS[k]},
             "fingerprint": self.fingerprint,
             "encoding": self.encoding,
         }
@@ -248,7 +265,7 @@ class SoftLabelSchema(BaseModel):
         and everything that classes binding by name makes free.
         """
         names = ["version", "teacher", "num_views", "k", "num_classes", "activation"]
-        names += ["temperatures", "precision", "split"]
+        names += ["selection", "top_p", "temperatures", "precision", "split"]
         if self.manifest_rows == found.manifest_rows:
             names.append("manifest_chain")
         problems = [

@@ -1,8 +1,7 @@
 """The soft-label code: teacher outputs to small integers and back, in numpy.
 
-In: `encode` and `decode` of version 1. Left out: the schema itself (soft_label_schema.py), files,
-checksums and torch. README.md beside this
-file specifies the code.
+In: `encode`, `encode_counts` and `decode` of version 1. Left out: the schema itself
+(soft_label_schema.py), files, checksums and torch. README.md beside this file specifies the code.
 
 Distances from the first rank are rounded, and differences of the rounded distances are stored, so
 the error of every rank stays within half a step instead of growing as a random walk. A gap above
@@ -18,16 +17,18 @@ import numpy.typing as npt
 
 from storage_schemas.soft_label_schema import SoftLabelSchema
 
-__all__ = ["DecodedLabels", "SoftLabelSchema", "decode", "encode"]
+__all__ = ["DecodedLabels", "SoftLabelSchema", "decode", "encode", "encode_counts"]
 
 
 class DecodedLabels(NamedTuple):
     """Sparse distributions of B labels.
 
     Attributes:
-        ids: (B, K) int64 class ids, most probable first; -1 where not labelled.
-        log_probs: (B, K) float32; -inf where not labelled. Under sigmoid, log sigmoid(logit / T).
-        log_tail: (B,) float32 log of the mass of all other classes of the teacher.
+        ids: (B, K) int64 class ids, most probable first; -1 where nothing is stored.
+        log_probs: (B, K) float32; -inf where nothing is stored. Under sigmoid, log sigmoid(logit /
+            T). Under sampled, log of the share of the draws.
+        log_tail: (B,) float32 log of the mass of all other classes of the teacher; -inf under
+            sampled.
     """
 
     ids: npt.NDArray[np.int64]
@@ -41,12 +42,13 @@ def encode(
     logits: npt.NDArray[np.floating[Any]],
     log_tail_ratio: npt.NDArray[np.floating[Any]],
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Quantise the top K of B teacher outputs.
+    """Quantise the kept ranks of B teacher outputs, under top_k and top_p.
 
     Args:
         schema: Of the store they go to.
-        ids: (B, K) teacher-local class ids, most probable first.
-        logits: (B, K) their logits, not increasing along the ranks.
+        ids: (B, K) teacher-local class ids, most probable first. Under top_p a row may end early:
+            -1 from its first absent rank on.
+        logits: (B, K) their logits, not increasing along the ranks. Not read where the id is -1.
         log_tail_ratio: (B, number of temperatures) log p1 - log tail mass at each temperature,
             +inf where there is no tail. Not read under sigmoid.
 
@@ -60,9 +62,14 @@ def encode(
     shape = (len(ids), schema.k)
     if ids.shape != shape or logits.shape != shape:
         raise ValueError(f"ids and logits must be {shape}, got {ids.shape} and {logits.shape}")
-    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < schema.num_classes:
-        raise ValueError(f"ids must be in 0..{schema.num_classes - 1}")
+    if schema.selection == "sampled":
+        raise ValueError("draws have counts and no logits: use encode_counts")
+    absent = _absent(schema, ids)
     exact = logits.astype(np.float64)
+    if absent.any():
+        # An absent rank repeats the last one: a gap of 0, replaced by fill below.
+        last = np.take_along_axis(exact, (~absent).sum(axis=1, keepdims=True) - 1, axis=1)
+        exact = np.where(absent, last, exact)
     if not np.isfinite(exact).all():
         raise ValueError("logits must be finite")
     if (np.diff(exact, axis=1) > 0).any():
@@ -79,27 +86,75 @@ def encode(
         gaps[:, -1] = top[:, 0]
     else:
         distances = np.rint((exact[:, :1] - exact) / step)
-        gaps[:, schema.k - 1 :] = _tail_codes(schema, log_tail_ratio, len(ids))
+        gaps[:, schema.k - 1 :] = _tail_codes(schema, log_tail_ratio, (~absent).sum(axis=1))
     # rank[j] = min(distance[j], rank[j - 1] + largest), without a loop over the ranks.
     reach = largest * np.arange(schema.k, dtype=np.float64)
     ranks = np.minimum.accumulate(distances - reach, axis=1) + reach
     gaps[:, : schema.k - 1] = np.diff(ranks, axis=1)
-    return ids.astype(schema.ids_dtype), gaps
+    gaps[:, : schema.k - 1][absent[:, 1:]] = schema.gaps_fill
+    return np.where(absent, schema.ids_fill, ids).astype(schema.ids_dtype), gaps
+
+
+def encode_counts(
+    schema: SoftLabelSchema,
+    ids: npt.NDArray[np.integer[Any]],
+    counts: npt.NDArray[np.integer[Any]],
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Store what K draws from each of B teacher outputs gave, under sampled.
+
+    Args:
+        schema: Of the store they go to.
+        ids: (B, K) different teacher-local class ids, most frequent first, equal counts by rising
+            id; -1 from the first absent rank on.
+        counts: (B, K) how often each was drawn, K in all; 0 where the id is -1.
+
+    Returns:
+        ids (B, K) and gaps (B, K) in the store's types.
+
+    Raises:
+        ValueError: On a wrong shape, an id out of range, or counts that are not of K draws.
+    """
+    shape = (len(ids), schema.k)
+    if ids.shape != shape or counts.shape != shape:
+        raise ValueError(f"ids and counts must be {shape}, got {ids.shape} and {counts.shape}")
+    absent = _absent(schema, ids)
+    if (counts.sum(axis=1) != schema.k).any() or ((counts < 1) != absent).any():
+        raise ValueError(f"counts must be at least 1, 0 where the id is -1, and sum to {schema.k}")
+    if (np.diff(counts, axis=1) > 0).any():
+        raise ValueError("counts must not increase along the ranks")
+    return (
+        np.where(absent, schema.ids_fill, ids).astype(schema.ids_dtype),
+        np.where(absent, schema.gaps_fill, counts).astype(schema.gaps_dtype),
+    )
+
+
+def _absent(schema: SoftLabelSchema, ids: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
+    """Return (B, K) which ranks are not there, once the ids are known to be in order."""
+    absent = np.asarray(ids == -1)
+    if schema.selection == "top_k":
+        absent[:] = False
+    present = ids[~absent]
+    if present.size and not 0 <= int(present.min()) <= int(present.max()) < schema.num_classes:
+        raise ValueError(f"ids must be in 0..{schema.num_classes - 1}")
+    if absent[:, 0].any() or (absent[:, :-1] & ~absent[:, 1:]).any():
+        raise ValueError("rank 0 must be there, and ids must be -1 from the first absent rank on")
+    return absent
 
 
 def _tail_codes(
-    schema: SoftLabelSchema, log_tail_ratio: npt.NDArray[np.floating[Any]], rows: int
+    schema: SoftLabelSchema,
+    log_tail_ratio: npt.NDArray[np.floating[Any]],
+    kept: npt.NDArray[np.integer[Any]],
 ) -> npt.NDArray[np.float64]:
-    shape = (rows, len(schema.temperatures))
+    shape = (len(kept), len(schema.temperatures))
     if log_tail_ratio.shape != shape:
         raise ValueError(f"log_tail_ratio must be {shape}, got {log_tail_ratio.shape}")
     if np.isnan(log_tail_ratio).any():
         raise ValueError("log_tail_ratio must not be NaN")
-    if schema.k == schema.num_classes:
-        return np.zeros(shape)
     code = schema.encoding
     levels = np.rint((log_tail_ratio.astype(np.float64) + code["tail_offset"]) / code["tail_step"])
-    return np.clip(levels, 0, schema.gaps_fill - 1)
+    has_tail = kept[:, None] < schema.num_classes
+    return np.where(has_tail, np.clip(levels, 0, schema.gaps_fill - 1), 0)
 
 
 def decode(
@@ -110,8 +165,8 @@ def decode(
 ) -> DecodedLabels:
     """Return the distributions that B stored rows stand for.
 
-    Under softmax the K probabilities and the tail sum to one. Every row is decoded on its own:
-    the result does not depend on the rest of the batch.
+    Under softmax the stored probabilities and the tail sum to one. Every row is decoded on its
+    own: the result does not depend on the rest of the batch.
 
     Args:
         schema: Of the store they come from.
@@ -123,28 +178,52 @@ def decode(
         SchemaMismatchError: If the temperature was not declared; lists the declared ones.
     """
     position = schema.temperature_index(temperature)
-    code, k = schema.encoding, schema.k
-    scaled = np.zeros((len(ids), k), np.float32)
-    ranks = np.cumsum(gaps[:, : k - 1], axis=1, dtype=np.int32)
-    np.multiply(ranks, np.float32(-code["gap_step"] / temperature), out=scaled[:, 1:])
-    log_tail = np.full(len(ids), -np.inf, np.float32)
-    if schema.activation == "sigmoid":
-        top = gaps[:, -1] * code["gap_step"] - code["top_offset"]
-        scaled += (top / temperature).astype(np.float32)[:, None]
-        log_probs = -np.logaddexp(np.float32(0), -scaled)
-    else:
-        total = np.exp(scaled).sum(axis=1)
-        if k < schema.num_classes:
-            tails = gaps[:, k - 1 + position].astype(np.float32)
-            log_tail = np.float32(code["tail_offset"]) - tails * np.float32(code["tail_step"])
-            total += np.exp(log_tail)
-        norm = np.log(total)
-        log_probs = scaled - norm[:, None]
-        log_tail = log_tail - norm
-    local = ids.astype(np.int64)
     absent = ids == schema.ids_fill
+    if schema.selection == "sampled":
+        log_probs, log_tail = _shares(schema, gaps)
+    else:
+        log_probs, log_tail = _distributions(schema, absent, gaps, temperature, position)
+    local = ids.astype(np.int64)
     if absent.any():
         local[absent] = -1
         log_probs[absent] = -np.inf
         log_tail[absent[:, 0]] = -np.inf
     return DecodedLabels(local, log_probs, log_tail)
+
+
+def _distributions(
+    schema: SoftLabelSchema,
+    absent: npt.NDArray[np.bool_],
+    gaps: npt.NDArray[Any],
+    temperature: float,
+    position: int,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    code, k = schema.encoding, schema.k
+    scaled = np.zeros((len(gaps), k), np.float32)
+    ranks = np.cumsum(gaps[:, : k - 1], axis=1, dtype=np.int32)
+    np.multiply(ranks, np.float32(-code["gap_step"] / temperature), out=scaled[:, 1:])
+    log_tail = np.full(len(gaps), -np.inf, np.float32)
+    if schema.activation == "sigmoid":
+        top = gaps[:, -1] * code["gap_step"] - code["top_offset"]
+        scaled += (top / temperature).astype(np.float32)[:, None]
+        return -np.logaddexp(np.float32(0), -scaled), log_tail
+    has_tail = np.full(len(gaps), k < schema.num_classes)
+    if schema.selection == "top_p":
+        scaled[:, 1:][absent[:, 1:]] = -np.inf
+        has_tail = (~absent).sum(axis=1) < schema.num_classes
+    total = np.exp(scaled).sum(axis=1)
+    if has_tail.any():
+        tails = gaps[:, k - 1 + position].astype(np.float32)
+        log_tail = np.float32(code["tail_offset"]) - tails * np.float32(code["tail_step"])
+        log_tail[~has_tail] = -np.inf
+        total += np.exp(log_tail)
+    norm = np.log(total)
+    return scaled - norm[:, None], log_tail - norm
+
+
+def _shares(
+    schema: SoftLabelSchema, counts: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    with np.errstate(divide="ignore"):
+        logs = np.log(np.arange(schema.k + 1) / schema.k).astype(np.float32)
+    return logs[np.minimum(counts, schema.k)], np.full(len(counts), -np.inf, np.float32)

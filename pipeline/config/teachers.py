@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.base import Fraction, Name, PositiveInt, Settings
 from pipeline.config.training import InputConfig, TrainingConfig
+from storage_schemas.selection import Selection, selection_problems
 
 
 class SpecialistConfig(TrainingConfig):
@@ -39,20 +40,45 @@ class TeacherConfig(Settings):
     training: SpecialistConfig | None = Field(None, description="overrides `specialists`")
 
 
-class LabelConfig(Settings):
-    """What is kept of each teacher output."""
+DEFAULT_TOP_P = 0.95
 
-    k: int = Field(16, ge=1, le=1024)
+
+class LabelConfig(Settings):
+    """What is kept of each teacher output.
+
+    The store of the test rows is always top_k: specialists are scored from it.
+    """
+
+    k: int = Field(16, ge=1, le=1024, description="classes kept at most; draws under sampled")
+    selection: Selection = Field(
+        "top_k",
+        description="top_k: the k most probable classes; top_p: the fewest of them whose mass at "
+        "the first temperature reaches `top_p`; sampled: k draws with counts (unbiased, no tail)",
+    )
+    top_p: float | None = Field(
+        None, gt=0, le=1, description=f"only under top_p, then {DEFAULT_TOP_P} unless given"
+    )
     activation: Literal["softmax", "sigmoid"] = "softmax"
     temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0,), min_length=1)
     precision: Literal["compact", "exact"] = "compact"
     shard_rows: PositiveInt | None = Field(None, description="null: by the number of rows")
     chunk_rows: PositiveInt | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_nucleus_has_a_mass(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("selection") == "top_p":
+            given = values.get("top_p")
+            return values | {"top_p": DEFAULT_TOP_P if given is None else given}
+        return values
+
     @model_validator(mode="after")
-    def _shards_hold_whole_chunks(self) -> LabelConfig:
+    def _settings_fit_together(self) -> LabelConfig:
         if len(set(self.temperatures)) != len(self.temperatures):
             raise ValueError(f"temperatures must differ, got {list(self.temperatures)}")
+        problems = selection_problems(self)
+        if problems:
+            raise ValueError("; ".join(problems))
         if self.shard_rows and self.chunk_rows and self.shard_rows % self.chunk_rows:
             raise ValueError(
                 f"shard_rows must be a multiple of chunk_rows, got {self.shard_rows} and "

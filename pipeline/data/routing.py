@@ -1,4 +1,4 @@
-"""Routing: which rows a teacher labels, and from which rows mixing partners are drawn.
+"""Routing: which rows a teacher labels, what is kept of its answers, and who is mixed with whom.
 
 A route is a (C + 1,) bool table over the label space, True where rows of that class are labelled;
 the last entry stands for unlabelled rows (label -1). Used by the teachers' side and the student's
@@ -7,7 +7,7 @@ side alike, so that both speak of the same rows. Imports no torch.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +37,20 @@ def routed_rows(manifest: Manifest, split: int, table: Route) -> npt.NDArray[np.
 def split_recipe(project: Project, split: int) -> ViewRecipe:
     """Return the recipe of a split: the project's for training, the evaluation view for test."""
     return ViewRecipe.evaluation_recipe() if split == TEST else project.views
+
+
+def split_labels(project: Project, split: int, num_classes: int) -> dict[str, Any]:
+    """Return what is kept of each answer of a teacher in a split, as fields of a store's schema.
+
+    Test rows are always labelled with top_k, so that a specialist's accuracy is its own and not
+    that of its draws. Draws may be more than there are classes; kept classes may not.
+    """
+    labels = project.labels
+    fields = labels.model_dump(include={"activation", "temperatures", "precision"})
+    if split == TEST or labels.selection == "top_k":
+        return {**fields, "selection": "top_k", "top_p": None, "k": min(labels.k, num_classes)}
+    k = labels.k if labels.selection == "sampled" else min(labels.k, num_classes)
+    return {**fields, "selection": labels.selection, "top_p": labels.top_p, "k": k}
 
 
 def mix_pools(manifest: Manifest, split: int, routes: npt.NDArray[np.bool_]) -> MixPools:

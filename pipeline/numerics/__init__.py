@@ -18,6 +18,7 @@ from pipeline.numerics.metrics import (
     mean_per_vertical_average_precision,
     top_k_correct,
 )
+from pipeline.numerics.selection import count_draws, draw_counts, nucleus
 from pipeline.numerics.soft_label_batch import SoftLabelBatch
 from pipeline.numerics.sparsify import SparseLogits, sparsify
 from pipeline.numerics.supports import SupportTable
@@ -27,6 +28,9 @@ __all__ = [
     "SparseLogits",
     "SupportTable",
     "sparsify",
+    "nucleus",
+    "draw_counts",
+    "count_draws",
     "factorised_kl",
     "sparse_bce",
     "sparse_kl",

@@ -47,10 +47,13 @@ class StoredSignals(SignalSource):
         stores: One per teacher, in the order of the objective's supports.
         routes: (C + 1, number of stores) bool: whether the store labels rows of that class; the
             last row is for unlabelled images.
-        temperature: At which the stored labels are decoded.
+        temperature: At which the stored labels are decoded; every store must declare it.
         mix_weights: (rows, views) -> partner rows and weights, where the recipe mixes images.
         held_rows: Ascending rows whose soft labels each process keeps in memory, from its first
             batch on; None: shards are cached as they come.
+
+    Raises:
+        SchemaMismatchError: If a store does not declare the temperature; lists those it has.
     """
 
     def __init__(
@@ -74,6 +77,8 @@ class StoredSignals(SignalSource):
         if self._stores:
             if routes is None or routes.shape[1] != len(self._stores):
                 raise ValueError("routes must have one column per store")
+            for store in self._stores:
+                store.schema.temperature_index(temperature)
             self._slots = np.cumsum(routes, axis=1) - 1
             self._depth = int(routes.sum(axis=1).max())
             self._k = max(store.schema.k for store in self._stores)

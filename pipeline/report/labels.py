@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.report.exactness import lost
 from pipeline.report.markup import MISSING, Markup, count, decimal, element, percent, short, table
 from pipeline.report.material import TAIL_EDGES, TAIL_SHARDS, TeacherLabels
 from pipeline.report.plots import histogram
@@ -35,7 +36,7 @@ def soft_labels(labels: Sequence[TeacherLabels]) -> Markup:
         for at, found in enumerate(sorted(drawn, key=lambda found: labels.index(found)))
     ]
     said = (
-        "Each label keeps the k most probable classes and the mass of all others, its tail. "
+        "Each label keeps at most k classes and the mass of all others, its tail. "
         "Entropy near 0 is a label that says no more than a hard one; the axis ends at the "
         "entropy of a uniform guess. The dashed line is the mean. Tail mass is on a logarithmic "
         f"axis, from at most {TAIL_SHARDS} shards of each store; its first bin also holds what is "
@@ -59,6 +60,7 @@ def soft_labels(labels: Sequence[TeacherLabels]) -> Markup:
         _warnings(problems),
         element("div", *panels, class_="panels"),
         listed,
+        lost(labels),
     )
 
 

@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from pipeline.config import Project
 from pipeline.store import StoreSummary, inspect_store, open_soft_labels
-from pipeline.store.published import published_path
+from pipeline.store.published import published_path, read_exactness
 from pipeline.workspace import Workspace
 from storage_schemas.errors import ConcentrateError
+from storage_schemas.exactness import Exactness
 from storage_schemas.manifest import TEST, TRAIN
 
 TAIL_EDGES = np.linspace(-6.0, 0.0, 25)
@@ -39,6 +40,7 @@ class TeacherLabels:
         test: Summary of the test store; None when it cannot be read.
         tail_counts: Labels per bin of log10 tail mass, from up to `TAIL_SHARDS` train shards;
             the first bin also holds what is smaller. Empty when there is no tail.
+        exactness: What its train labels lost; None when it was not measured for them.
         problem: Why a summary is missing.
     """
 
@@ -46,6 +48,7 @@ class TeacherLabels:
     train: StoreSummary | None = None
     test: StoreSummary | None = None
     tail_counts: tuple[int, ...] = ()
+    exactness: Exactness | None = None
     problem: str | None = None
 
 
@@ -111,11 +114,15 @@ def _teacher_labels(project: Project, teacher: str) -> TeacherLabels:
         tails = _tail_counts(paths[0]) if paths[0] is not None else np.zeros(0, np.int64)
     except (ConcentrateError, OSError) as error:
         return TeacherLabels(teacher=teacher, problem=str(error))
+    exactness = read_exactness(workspace, teacher)
+    if exactness is not None and (train is None or exactness.fingerprint != train.fingerprint):
+        exactness = None
     return TeacherLabels(
         teacher=teacher,
         train=train,
         test=test,
         tail_counts=tuple(tails.tolist()) if tails.any() else (),
+        exactness=exactness,
         problem=None if train is not None else "nothing is published",
     )
 
@@ -123,7 +130,9 @@ def _teacher_labels(project: Project, teacher: str) -> TeacherLabels:
 def _tail_counts(path: Path) -> npt.NDArray[np.int64]:
     store = open_soft_labels(path)
     counts = np.zeros(len(TAIL_EDGES) - 1, dtype=np.int64)
-    if store.schema.activation == "sigmoid" or store.schema.k >= store.schema.num_classes:
+    schema = store.schema
+    whole = schema.selection == "top_k" and schema.k >= schema.num_classes
+    if whole or schema.activation == "sigmoid" or schema.selection == "sampled":
         return counts
     written = np.argwhere(store.commits[:, :, 0] > 0)
     chosen = np.unique(np.linspace(0, len(written) - 1, min(len(written), TAIL_SHARDS)).astype(int))

@@ -15,6 +15,7 @@ from pipeline.config import Project
 from pipeline.report.markup import MISSING, Markup, element, table
 from pipeline.report.material import Quarantine
 from pipeline.report.sections import Run, note, runs_by_role, section
+from storage_schemas.selection import described
 
 PACKAGES = (
     "concentrate",
@@ -78,7 +79,8 @@ def _settings(project: Project, student: Run) -> list[tuple[str, object]]:
         ("Teachers", f"{len(project.teachers)}"),
         (
             "Labels",
-            f"top-{labels.k}, {labels.activation}, {labels.precision}, temperatures {temperatures}",
+            f"{described(labels.selection, labels.k, labels.top_p)}, {labels.activation}, "
+            f"{labels.precision}, temperatures {temperatures}",
         ),
         (
             "Student",

@@ -40,6 +40,8 @@ class StoreSummary:
         k: K.
         num_classes: C_t.
         activation: softmax or sigmoid.
+        selection: top_k, top_p or sampled.
+        top_p: Mass that top_p keeps; None otherwise.
         precision: compact or exact.
         temperatures: At which labels can be decoded.
         temperature: At which the figures below were computed.
@@ -53,7 +55,7 @@ class StoreSummary:
         entropy_mean: In nats.
         entropy_edges: Edges of the histogram's bins, in nats.
         entropy_counts: Labels per bin.
-        tail_mean: Mean mass outside the top K.
+        tail_mean: Mean mass outside the stored classes.
         top_classes: The most frequent first-rank classes, (name, labels).
         problems: As from `verify_store(depth="full")`; empty means sound.
     """
@@ -66,6 +68,8 @@ class StoreSummary:
     k: int
     num_classes: int
     activation: str
+    selection: str
+    top_p: float | None
     precision: str
     temperatures: tuple[float, ...]
     temperature: float
@@ -186,6 +190,8 @@ def inspect_store(path: Path) -> StoreSummary:
         k=schema.k,
         num_classes=schema.num_classes,
         activation=schema.activation,
+        selection=schema.selection,
+        top_p=schema.top_p,
         precision=schema.precision,
         temperatures=schema.temperatures,
         temperature=schema.temperatures[0],

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def entropy(schema: SoftLabelSchema, labels: DecodedLabels) -> npt.NDArray[np.float32]:
     """Return the entropy in nats of each label, (B,); NaN where not labelled.
 
-    Under softmax the tail mass is spread evenly over the classes outside the top K. Under sigmoid
-    it is the sum of the K binary entropies.
+    Under softmax the tail mass is spread evenly over the classes that are not stored. Under sigmoid
+    it is the sum of the K binary entropies; under sampled, the entropy of the draws.
     """
     with np.errstate(invalid="ignore", divide="ignore"):
         probabilities = np.exp(labels.log_probs)
@@ -33,10 +33,11 @@ def entropy(schema: SoftLabelSchema, labels: DecodedLabels) -> npt.NDArray[np.fl
             rest = np.where(probabilities < 1, 1 - probabilities, 0)
             terms -= np.where(rest > 0, rest * np.log1p(-probabilities), 0)
         found: npt.NDArray[np.float32] = terms.sum(axis=-1)
-        outside = schema.num_classes - schema.k
-        if outside and schema.activation == "softmax":
+        if schema.activation == "softmax":
+            kept = schema.k if schema.selection == "top_k" else (labels.ids >= 0).sum(axis=-1)
             tail = np.exp(labels.log_tail)
-            found -= np.where(tail > 0, tail * (labels.log_tail - np.log(outside)), 0)
+            outside = np.log(schema.num_classes - kept)
+            found -= np.where(tail > 0, tail * (labels.log_tail - outside), 0)
     found[labels.ids[..., 0] < 0] = np.nan
     return found.astype(np.float32)
 

@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ValidationError
 
 from pipeline.config import Project
-from pipeline.data.routing import route, routed_rows, split_recipe
+from pipeline.data.routing import route, routed_rows, split_labels, split_recipe
 from pipeline.store.opening import open_soft_labels
 from pipeline.store.soft_label_store import SoftLabelStore
 from pipeline.workspace import Workspace, read_record, write_record
 from storage_schemas.errors import MissingLabelError, SchemaMismatchError
+from storage_schemas.exactness import Exactness
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import Manifest
 
@@ -107,6 +109,14 @@ def published_cost(workspace: Workspace, teacher: str) -> dict[str, int]:
     return dict((read_record(_record(workspace, teacher)) or {}).get("cost", {}))
 
 
+def read_exactness(workspace: Workspace, teacher: str) -> Exactness | None:
+    """Return what a teacher's labels lost, or None when it is not measured or not readable."""
+    try:
+        return Exactness.model_validate(read_record(workspace.exactness(teacher)))
+    except ValidationError:
+        return None
+
+
 def published_path(workspace: Workspace, teacher: str, split: int) -> Path | None:
     """Return the path of the current store of a teacher, or None before it is published."""
     record = read_record(_record(workspace, teacher)) or {}
@@ -177,15 +187,12 @@ def open_published(
 def _differences(
     project: Project, manifest: Manifest, split: int, name: str, store: SoftLabelStore
 ) -> list[str]:
-    schema, labels = store.schema, project.labels
+    schema = store.schema
     recipe = split_recipe(project, split)
+    kept = split_labels(project, split, schema.num_classes)
     pairs: dict[str, tuple[Any, Any]] = {
         "recipe": (recipe.model_dump(mode="json"), schema.recipe),
-        "k": (min(labels.k, schema.num_classes), schema.k),
-        **{
-            field: (getattr(labels, field), getattr(schema, field))
-            for field in ("activation", "temperatures", "precision")
-        },
+        **{field: (expected, getattr(schema, field)) for field, expected in kept.items()},
     }
     problems = [
         f"{name}: {field} must be {expected}, got {found}"

@@ -33,15 +33,16 @@ from pipeline.data.routing import mix_pools, routed_rows, split_recipe
 from pipeline.data.view_reader import ViewReader
 from pipeline.models.builders import build_classifier, probe
 from pipeline.models.weights import load_weights
-from pipeline.numerics import sparsify
+from pipeline.numerics import draw_counts, nucleus, sparsify
 from pipeline.store import SoftLabelStore
 from pipeline.store.published import SPLIT_NAMES
 from pipeline.teachers.spec import TeacherSpec
 from pipeline.teachers.stores import ShardWork
 from pipeline.training.fit import pick_device
 from storage_schemas.errors import TeacherOutputError
+from storage_schemas.label_draws import draw_uniforms
 from storage_schemas.manifest import Manifest
-from storage_schemas.soft_labels import SoftLabelSchema, encode
+from storage_schemas.soft_labels import SoftLabelSchema, encode, encode_counts
 
 LabelReport = Callable[[int], None]
 
@@ -184,8 +185,8 @@ def label_shards(
                     with torch.inference_mode():
                         output = teacher(images[position].to(device, non_blocking=True))
                         logits = checked_logits(output, spec, batch, view)
-                        coded = _coded(store.schema, logits)
-                    ids[position, places], gaps[position, places] = coded
+                        values = coded(store.schema, logits, batch, view)
+                    ids[position, places], gaps[position, places] = values
                     if report is not None:
                         report(len(batch))
                 done += len(batch)
@@ -204,11 +205,27 @@ def label_shards(
     )
 
 
-def _coded(schema: SoftLabelSchema, logits: Tensor) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return ids and gaps of (B, C_t) logits as they are stored."""
-    found = sparsify(
-        logits, k=schema.k, temperatures=schema.temperatures, activation=schema.activation
-    )
+def coded(
+    schema: SoftLabelSchema, logits: Tensor, rows: npt.NDArray[np.int64], view: int
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return ids and gaps of (B, C_t) logits as they are stored.
+
+    Args:
+        schema: Of the store; its selection says what is kept.
+        logits: (B, C_t) finite.
+        rows: (B,) manifest rows. With the view, and the recipe's seed, they give the draws of
+            sampled labels; nothing else depends on them.
+        view: View number.
+    """
+    if schema.selection == "sampled":
+        bits = draw_uniforms(int(schema.recipe["seed"]), rows, view, schema.k)
+        uniforms = torch.from_numpy(bits).to(logits.device)
+        ids, counts = draw_counts(logits, uniforms, schema.temperatures[0])
+        return encode_counts(schema, ids.cpu().numpy(), counts.cpu().numpy())
+    if schema.top_p is not None:
+        found = nucleus(logits, schema.k, schema.top_p, schema.temperatures)
+    else:
+        found = sparsify(logits, schema.k, schema.temperatures, schema.activation)
     return encode(
         schema,
         found.ids.cpu().numpy(),

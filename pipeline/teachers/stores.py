@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import Project
-from pipeline.data.routing import routed_rows, split_recipe
+from pipeline.data.routing import routed_rows, split_labels, split_recipe
 from pipeline.locations import is_local
 from pipeline.store import SoftLabelStore, create_soft_labels, open_soft_labels, shard_layout
 from pipeline.store.opening import has_store
@@ -69,7 +69,7 @@ def store_schema(
     labels, recipe = project.labels, split_recipe(project, split)
     num_classes = len(spec.label_map)
     shard_rows, chunk_rows = shard_layout(len(manifest), labels.shard_rows, labels.chunk_rows)
-    k = min(labels.k, num_classes)
+    kept = split_labels(project, split, num_classes)
     parts = {
         "version": SOFT_LABEL_VERSION,
         "teacher": spec.name,
@@ -81,21 +81,21 @@ def store_schema(
         "routing": spec.config.routing,
         "recipe": recipe.digest,
         "split": SPLIT_NAMES[split],
-        "k": k,
+        "k": kept["k"],
         "activation": labels.activation,
         "temperatures": list(labels.temperatures),
         "precision": labels.precision,
+        # Fingerprints of top_k stores are older than selections.
+        **({"selection": kept["selection"]} if kept["selection"] != "top_k" else {}),
+        **({"top_p": kept["top_p"]} if kept["top_p"] is not None else {}),
         "manifest": manifest.chains[0],
     }
     return SoftLabelSchema(
         teacher=spec.name,
         num_rows=len(manifest),
         num_views=recipe.count,
-        k=k,
         num_classes=num_classes,
-        activation=labels.activation,
-        temperatures=labels.temperatures,
-        precision=labels.precision,
+        **kept,
         shard_rows=shard_rows,
         chunk_rows=chunk_rows,
         classes=spec.label_map.names,

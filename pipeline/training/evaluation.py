@@ -19,12 +19,14 @@ from torch import Tensor
 from pipeline.compress.cost import Cost, cost
 from pipeline.config import Project
 from pipeline.numerics import metrics
+from pipeline.store import SoftLabelStore
 from pipeline.store.published import PublishedLabels, published_cost
 from pipeline.training.prediction import Predictions, load_student, predict_rows
 from pipeline.training.runs import StudentRun
 from pipeline.workspace import Workspace
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import TEST, Manifest
+from storage_schemas.soft_labels import DecodedLabels
 
 TOP = 5
 Rows = npt.NDArray[np.int64]
@@ -94,11 +96,16 @@ def _agreement(predictions: Predictions, published: PublishedLabels) -> dict[str
         assert published.routes is not None
         here = np.flatnonzero(published.routes[predictions.labels.numpy(), index])
         rows = predictions.rows[here]
-        said = torch.from_numpy(store.fetch(rows, np.zeros_like(rows)).ids[:, 0])
+        said = torch.from_numpy(_test_labels(store, rows).ids[:, 0])
         support = torch.from_numpy(store.label_map.support)
         best = support[predictions.logits[torch.from_numpy(here)][:, support].argmax(dim=1)]
         found[name] = _percent(best == said)
     return found
+
+
+def _test_labels(store: SoftLabelStore, rows: Rows) -> DecodedLabels:
+    """Return the evaluation view's labels at the first temperature, since 1 may not be declared."""
+    return store.fetch(rows, np.zeros_like(rows), temperature=store.schema.temperatures[0])
 
 
 def evaluate_specialists(
@@ -113,7 +120,7 @@ def evaluate_specialists(
         named = np.isin(manifest.labels[rows], store.label_map.global_ids)
         here = rows[published.routes[manifest.labels[rows], index] & named]
         labels = manifest.labels[here].astype(np.int64)
-        ids = store.fetch(here, np.zeros_like(here)).ids
+        ids = _test_labels(store, here).ids
         found[name] = {
             "classes": len(store.label_map),
             "images": len(here),
@@ -150,7 +157,7 @@ def sample_answers(
         for index, name in enumerate(published.names):
             assert published.routes is not None
             if published.routes[label, index]:
-                said = published.stores[index].fetch(np.array([row]), np.array([0]))
+                said = _test_labels(published.stores[index], np.array([row]))
                 probs = np.exp(said.log_probs[0, :TOP])
                 sample["teacher"] = _named(space, said.ids[0, :TOP].tolist(), probs.tolist())
                 sample["teacher_name"] = name

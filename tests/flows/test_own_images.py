@@ -75,6 +75,24 @@ def test_labels_mean_the_classes_of_the_teachers_own_list(steps: Any):
     assert rows_seen == 3 * 12
 
 
+def test_what_the_labels_lost_is_measured_and_reported(steps: Any):
+    """Labelling leaves a record for each teacher, of two of three known logits, and it is shown."""
+    steps.result("run_again")
+    for name in ("letters", "shapes"):
+        record = json.loads((steps.folder / f"work/labels/{name}/exactness.json").read_text())
+        train = steps.folder / f"work/labels/{name}/{record['fingerprint']}.zarr"
+        assert train in stores(steps.folder, name)
+        assert [lost["temperature"] for lost in record["losses"]] == [1.0, 2.0]
+        if name == "letters":  # one class is left out: nothing is lost by an even tail
+            p = torch.softmax(torch.tensor([3.0, 1.0, -1.0], dtype=torch.float64), 0)
+            assert record["losses"][0]["outside"]["mean"] == pytest.approx(float(p[2]), rel=1e-3)
+            assert abs(record["losses"][0]["truncation"]["max"]) < 1e-9
+            assert record["losses"][0]["drop"]["mean"] == pytest.approx(
+                -np.log(1 - float(p[2])), rel=0.5
+            )
+    assert "What the labels lost" in (steps.folder / "work/report/index.html").read_text()
+
+
 def test_only_the_teacher_without_weights_is_trained(steps: Any):
     """`specialists` trains the vertical whose weights are null; the checkpoint is left alone."""
     steps.result("specialists")

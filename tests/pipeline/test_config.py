@@ -91,6 +91,16 @@ def test_bad_overrides_are_refused(tmp_path, override, message):
             r"must be one of labels.temperatures \[1.0\], got 3.0",
         ),
         ({"labels": {"activation": "sigmoid"}}, "does not fit the objective"),
+        ({"labels": {"top_p": 0.5}}, "top_p must be left out under selection top_k, got 0.5"),
+        ({"labels": {"selection": "top_p", "top_p": 0}}, "labels.top_p"),
+        (
+            {"labels": {"selection": "sampled", "activation": "sigmoid", "k": 300}},
+            "(?s)needs activation softmax, got sigmoid.*at most 254 with precision compact, got 3",
+        ),
+        (
+            {"labels": {"selection": "sampled", "temperatures": [1.0, 2.0]}},
+            r"needs one temperature, the one at which it draws, got \[1.0, 2.0\]",
+        ),
         ({"student": {"views_per_image": 9}}, "at most views.count"),
         ({"labels": {"shard_rows": 10, "chunk_rows": 3}}, "multiple of chunk_rows"),
         ({"student": {"input": {"mean": [0.5]}}}, "one value per channel"),
@@ -140,7 +150,16 @@ def test_any_yaml_is_accepted_or_refused_never_a_traceback(tmp_path, tree):
         load_project(path)
 
 
-def test_round_trip_through_json(tmp_path):
+def test_a_nucleus_keeps_95_percent_unless_told(tmp_path):
+    """top_p has a default of its own where it is the selection, and none elsewhere."""
+    assert load_project(write(tmp_path, SMALL)).labels.top_p is None
+    nucleus = SMALL | {"labels": {"selection": "top_p"}}
+    assert load_project(write(tmp_path, nucleus)).labels.top_p == 0.95
+    assert load_project(write(tmp_path, nucleus), ["labels.top_p=0.8"]).labels.top_p == 0.8
+
+
+@pytest.mark.parametrize("selection", ["top_k", "top_p", "sampled"])
+def test_round_trip_through_json(tmp_path, selection):
     """A project's JSON form loads to an equal project."""
-    project = load_project(write(tmp_path, SMALL))
+    project = load_project(write(tmp_path, SMALL | {"labels": {"selection": selection}}))
     assert Project.model_validate(project.model_dump(mode="json")) == project

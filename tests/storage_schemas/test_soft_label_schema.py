@@ -45,6 +45,13 @@ def test_attributes_are_the_golden_ones() -> None:
     assert make_schema().to_attributes() == json.loads(GOLDEN.read_text(encoding="utf-8"))
 
 
+def test_attributes_from_before_there_were_selections_are_of_top_k() -> None:
+    """The golden document, which names no selection, is read as a top_k store."""
+    found = SoftLabelSchema.from_attributes(json.loads(GOLDEN.read_text(encoding="utf-8")), "x")
+    assert found == make_schema()
+    assert (found.selection, found.top_p) == ("top_k", None)
+
+
 def test_golden_codes() -> None:
     """The stored numbers of a fixed teacher output, and what they decode to, never change."""
     schema = make_schema()
