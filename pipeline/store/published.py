@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import Project
-from pipeline.data.routing import route, routed_rows, split_recipe
+from pipeline.data.routing import retired_rows, route, routed_rows, split_recipe
+from pipeline.store.coverage import missing_labels
 from pipeline.store.opening import open_soft_labels
 from pipeline.store.soft_label_store import SoftLabelStore
 from pipeline.workspace import Workspace, read_record, write_record
@@ -68,22 +69,6 @@ def commits_digest(store: SoftLabelStore) -> str:
     used = np.flatnonzero(commits[:, :, 0].any(axis=0))
     last = int(used[-1]) + 1 if len(used) else 0
     return hashlib.sha256(commits[:, :last].astype("<u4").tobytes()).hexdigest()
-
-
-def missing_labels(store: SoftLabelStore, rows: Rows) -> list[tuple[int, int]]:
-    """Return the (view, shard) pairs in which labels of these rows are still to be written.
-
-    Args:
-        store: May be shorter than the manifest.
-        rows: Ascending rows that its teacher labels.
-    """
-    size, shards = store.schema.shard_rows, store.schema.num_shards
-    inside = rows[rows < store.schema.num_rows]
-    counts = np.bincount(inside // size, minlength=shards)
-    missing = set(store.missing_shards(counts, rows=inside))
-    for shard in np.unique(rows[rows >= store.schema.num_rows] // size):
-        missing.update((view, int(shard)) for view in range(store.schema.num_views))
-    return sorted(missing)
 
 
 def publish(
@@ -155,7 +140,7 @@ def open_published(
         problems += _differences(project, manifest, split, config.name, store)
         table = route(store.label_map, len(space), config.routing)
         rows = routed_rows(manifest, split, table)
-        missing = missing_labels(store, rows)
+        missing = missing_labels(store, rows, retired_rows(manifest, split, table))
         if missing:
             absent.append(f"{config.name} ({len(missing)} shards)")
         stores.append(store)

@@ -20,7 +20,7 @@ from pipeline.store.commit import replace_document
 from pipeline.store.layout import ARRAYS, array_shape, read_document, write_attributes
 from pipeline.store.row_reader import RowReader, Rows
 from pipeline.store.shards import Array, ShardFiles
-from storage_schemas.errors import CorruptLabelError, MissingLabelError, StoreError
+from storage_schemas.errors import StoreError
 from storage_schemas.label_space import LabelMap
 from storage_schemas.soft_labels import DecodedLabels, SoftLabelSchema, decode
 
@@ -86,36 +86,20 @@ class SoftLabelStore:
         """Return the rows of a shard, cut at the number of rows."""
         return self._files.span(shard)
 
-    def missing_shards(
-        self, expected_rows: npt.NDArray[np.integer[Any]], *, rows: Rows | None = None
-    ) -> list[tuple[int, int]]:
-        """Return the (view, shard) pairs that are still to be written.
+    def missing_shards(self, expected_rows: npt.NDArray[np.integer[Any]]) -> list[tuple[int, int]]:
+        """Return the (view, shard) pairs whose record counts fewer labels than expected.
+
+        Counts cannot tell a row that was added from one that was retired; `coverage.py` can.
 
         Args:
             expected_rows: (shards,) how many rows of each shard the teacher labels.
-            rows: The row ids behind those counts. Counts cannot tell a row that was added from
-                one that was retired since; with `rows`, shards into which the store has grown
-                are read and compared row by row.
         """
         if expected_rows.shape != (self.schema.num_shards,):
             raise ValueError(
                 f"expected_rows must be {(self.schema.num_shards,)}, got {expected_rows.shape}"
             )
         short = (self.commits[:, :, 0] < expected_rows) & (expected_rows > 0)
-        if rows is not None:
-            size = self.schema.shard_rows
-            for shard in sorted({at // size for at in self.schema.grown_at if at % size}):
-                wanted = rows[rows // size == shard] - shard * size
-                for view in np.flatnonzero(~short[:, shard]) if len(wanted) else ():
-                    short[view, shard] = not self._labels_all(int(view), shard, wanted)
         return [(int(view), int(shard)) for view, shard in np.argwhere(short)]
-
-    def _labels_all(self, view: int, shard: int, wanted: Rows) -> bool:
-        try:
-            ids, _ = self._files.read(view, shard)
-        except (MissingLabelError, CorruptLabelError):
-            return False
-        return not bool((ids[wanted, 0] == self.schema.ids_fill).any())
 
     # --- writing ----------------------------------------------------------------------------
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import Project
-from pipeline.data.routing import routed_rows, split_recipe
+from pipeline.data.routing import retired_rows, routed_rows, split_recipe
 from pipeline.store import SoftLabelStore, create_soft_labels, open_soft_labels, shard_layout
-from pipeline.store.published import SPLIT_NAMES, missing_labels
+from pipeline.store.coverage import missing_labels
+from pipeline.store.published import SPLIT_NAMES
 from pipeline.teachers.spec import TeacherSpec
 from pipeline.workspace import Workspace
 from storage_schemas.label_space import LabelSpace
@@ -135,7 +136,7 @@ def missing_work(
     path = store_path(project, schema)
     if path.exists():
         store = open_soft_labels(path, expected=schema)
-        pairs = missing_labels(store, rows)
+        pairs = missing_labels(store, rows, retired_rows(manifest, split, spec.route))
         shard_rows = store.schema.shard_rows
     else:
         shard_rows = schema.shard_rows
