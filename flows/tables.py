@@ -28,6 +28,13 @@ def show_plan(plan: dict[str, Any]) -> None:
     """Show what would run."""
     images = ", ".join(f"{count:,} {split}" for split, count in plan["images"].items())
     console.print(f"images: {images}; {plan['quarantined']} quarantined")
+    if plan["no_teacher"]:
+        classes = list(plan["no_teacher"])
+        console.print(
+            f"left out: {sum(plan['no_teacher'].values()):,} training images that no teacher "
+            f"labels, of {len(classes):,} classes: {escape(', '.join(classes[:5]))}"
+            f"{' and others' if len(classes) > 5 else ''}"
+        )
     if not plan["work"]:
         console.print("everything is up to date")
         return

@@ -1,5 +1,4 @@
-"""Which labels of a teacher's rows exist, said from commit records and, where they are not enough,
-from the shards themselves.
+"""Which labels of a teacher's rows exist: from commit records and, if need be, from the shards.
 
 In: `labelled_views` and what follows from it. Left out: which rows a teacher labels
 (pipeline.data.routing) and whether stored bytes are sound (verify.py).

@@ -20,10 +20,16 @@ from pipeline.config import Project, load_project
 from pipeline.data import ManifestUpdate, update_manifest
 from pipeline.models.builders import build_classifier
 from pipeline.plan import Plan, make_plan
-from pipeline.store.published import SPLIT_NAMES, PublishedLabels, open_published, publish
+from pipeline.store.published import (
+    SPLIT_NAMES,
+    PublishedLabels,
+    open_published,
+    publish,
+    published_path,
+)
 from pipeline.teachers.labelling import label_shards, teacher_cost
-from pipeline.teachers.specialist import train_specialist
 from pipeline.teachers.spec import resolve_teachers
+from pipeline.teachers.specialist import train_specialist
 from pipeline.teachers.stores import missing_work, open_or_create, store_schema
 from pipeline.workspace import Workspace
 from storage_schemas.manifest import TEST, TRAIN
@@ -153,28 +159,26 @@ class GrowingProject:
         return other
 
     def shards(self) -> Stamps:
-        """Return time and digest of every committed shard of every published store."""
+        """Return time and digest of every committed shard of the published stores."""
         found: Stamps = {}
-        for teacher in sorted(path.name for path in (self.folder / "work/labels").iterdir()):
-            for split, name in ((TRAIN, "train"), (TEST, "test")):
-                path = Workspace(self.folder / "work").labels(teacher, "x").parent
-                for store in sorted(path.glob("*.zarr")):
-                    found.update(_shards(store, teacher, name, split))
+        for record in (self.folder / "work/labels").glob("*/published.json"):
+            teacher = record.parent.name
+            for split, name in enumerate(SPLIT_NAMES):
+                path = published_path(Workspace(self.folder / "work"), teacher, split)
+                assert path is not None
+                found.update({(teacher, name, *at): stamp for at, stamp in committed(path).items()})
         return found
 
 
-def _shards(store: Path, teacher: str, name: str, split: int) -> Stamps:
-    from pipeline.store import open_soft_labels
-
-    if open_soft_labels(store).schema.split != name:
-        return {}
+def committed(store: Path) -> dict[tuple[int, int], tuple[int, str]]:
+    """Return (view, shard) -> time and digest of its three files."""
     found = {}
     for record in store.glob("commits/c/*/*/0"):
         view, shard = int(record.parts[-3]), int(record.parts[-2])
-        files = [store / array / "c" / str(view) / str(shard) / "0" for array in ("ids", "gaps")]
-        digest = hashlib.sha256(b"".join(file.read_bytes() for file in (*files, record)))
-        time = max(file.stat().st_mtime_ns for file in (*files, record))
-        found[teacher, name, view, shard] = (time, digest.hexdigest())
+        place = Path("c") / str(view) / str(shard) / "0"
+        files = [store / name / place for name in ("ids", "gaps", "commits")]
+        digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        found[view, shard] = (max(file.stat().st_mtime_ns for file in files), digest)
     return found
 
 
