@@ -1,7 +1,8 @@
 """Which labels of a teacher's rows exist: from commit records and, if need be, from the shards.
 
-In: `labelled_views` and what follows from it. Left out: which rows a teacher labels
-(pipeline.data.routing) and whether stored bytes are sound (verify.py).
+In: `labelled_views`, what is missing by it, and the pairs that several teachers have in common.
+Left out: which rows a teacher labels (pipeline.data.routing) and whether stored bytes are sound
+(verify.py).
 
 A record holds a count of rows, no row numbers. The count settles it where it is that of all rows
 the teacher was ever routed to: then each of them has its label. A shard that was written after
@@ -9,6 +10,10 @@ some of its rows were retired has fewer; there, and only there, the shard is rea
 """
 
 from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +61,23 @@ def _labelled(store: SoftLabelStore, view: int, shard: int, places: Rows) -> npt
     return labelled
 
 
+def shards_without(
+    found: npt.NDArray[np.bool_], rows: Rows, shard_rows: int
+) -> list[tuple[int, int]]:
+    """Return the (view, shard) pairs in which a label is missing.
+
+    Args:
+        found: From `labelled_views`.
+        rows: The same rows.
+        shard_rows: Rows of a shard.
+    """
+    return [
+        (view, int(shard))
+        for view, labelled in enumerate(found)
+        for shard in np.unique(rows[~labelled] // shard_rows)
+    ]
+
+
 def missing_labels(store: SoftLabelStore, rows: Rows, retired: Rows) -> list[tuple[int, int]]:
     """Return the (view, shard) pairs in which labels of these rows are still to be written.
 
@@ -64,9 +86,45 @@ def missing_labels(store: SoftLabelStore, rows: Rows, retired: Rows) -> list[tup
         rows: Ascending rows that its teacher labels.
         retired: Rows that it would label if they were still in use.
     """
-    found = labelled_views(store, rows, retired)
-    return [
-        (view, int(shard))
-        for view, labelled in enumerate(found)
-        for shard in np.unique(rows[~labelled] // store.schema.shard_rows)
-    ]
+    return shards_without(labelled_views(store, rows, retired), rows, store.schema.shard_rows)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AvailablePairs:
+    """The (row, view) pairs that can be trained on, where that is not all of them.
+
+    Attributes:
+        rows: (n,) ascending, each with at least one view.
+        views: (n, V) bool.
+    """
+
+    rows: Rows
+    views: npt.NDArray[np.bool_]
+
+    @property
+    def digest(self) -> str:
+        """The sha256 hex digest of the pairs."""
+        packed = np.packbits(self.views, axis=1)
+        return hashlib.sha256(self.rows.astype("<i8").tobytes() + packed.tobytes()).hexdigest()
+
+
+def common_pairs(
+    rows: Rows, labelled: Sequence[tuple[Rows, npt.NDArray[np.bool_]]]
+) -> AvailablePairs | None:
+    """Return the pairs that all teachers of a row have labelled; None when that is every pair.
+
+    Args:
+        rows: (n,) ascending rows in use.
+        labelled: Of each teacher, its ascending rows and (views, its rows) bool.
+    """
+    if all(found.all() for _, found in labelled):
+        return None
+    views = np.ones((len(rows), len(labelled[0][1])), np.bool_)
+    routed = np.zeros(len(rows), np.bool_)
+    for own, found in labelled:
+        at = np.searchsorted(rows, own)
+        views[at] &= found.T
+        routed[at] = True
+    views[~routed] = False
+    used = views.any(axis=1)
+    return AvailablePairs(rows=rows[used], views=views[used])

@@ -101,15 +101,23 @@ def removal_lock(store: Path) -> Iterator[str | None]:
             path.unlink(missing_ok=True)
 
 
+def current_writer(store: Path) -> str | None:
+    """Return who writes a store at this moment, as "being written by ..."; None: nobody."""
+    return _holder(lock_path(store))
+
+
 def busy_reason(store: Path) -> str | None:
     """Return who writes or reads a store at this moment; None when nobody does."""
-    for path in (lock_path(store), readers_path(store)):
-        try:
-            os.close(_locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB, os.O_RDONLY))
-        except BlockingIOError:
-            return _busy(path)
-        except OSError:
-            continue  # no lock file: it was never written or read here
+    return current_writer(store) or _holder(readers_path(store))
+
+
+def _holder(path: Path) -> str | None:
+    try:
+        os.close(_locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB, os.O_RDONLY))
+    except BlockingIOError:
+        return _busy(path)
+    except OSError:  # no lock file: it was never written or read here
+        return None
     return None
 
 

@@ -189,14 +189,18 @@ class SoftLabelStore:
         """
         return self._rows.fetch(rows, views)
 
-    def hold(self, rows: Rows) -> None:
-        """Keep the labels of these ascending rows in memory, in all views, quantised.
+    def hold(self, rows: Rows, views: npt.NDArray[np.bool_] | None = None) -> None:
+        """Keep the labels of these ascending rows in memory, quantised.
+
+        Args:
+            rows: (n,) ascending.
+            views: (n, V) bool, which of their views; None: all. Others are then refused.
 
         Raises:
             MissingLabelError: If one of them has not been labelled.
             CorruptLabelError: If stored bytes disagree with their commit record.
         """
-        self._rows.hold(rows)
+        self._rows.hold(rows, views)
 
     def decode(self, ids: Array, gaps: Array, temperature: float = 1.0) -> DecodedLabels:
         """Decode stored values of B rows, with global class ids.

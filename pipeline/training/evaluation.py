@@ -92,8 +92,9 @@ def _agreement(predictions: Predictions, published: PublishedLabels) -> dict[str
     found = {}
     for index, (name, store) in enumerate(zip(published.names, published.stores, strict=True)):
         assert published.routes is not None
-        here = np.flatnonzero(published.routes[predictions.labels.numpy(), index])
-        rows = predictions.rows[here]
+        routed = published.routes[predictions.labels.numpy(), index]
+        rows = published.labelled(index, predictions.rows[routed])
+        here = np.flatnonzero(np.isin(predictions.rows, rows))
         said = torch.from_numpy(store.fetch(rows, np.zeros_like(rows)).ids[:, 0])
         support = torch.from_numpy(store.label_map.support)
         best = support[predictions.logits[torch.from_numpy(here)][:, support].argmax(dim=1)]
@@ -111,7 +112,8 @@ def evaluate_specialists(
     for index, (name, store) in enumerate(zip(published.names, published.stores, strict=True)):
         assert published.routes is not None
         named = np.isin(manifest.labels[rows], store.label_map.global_ids)
-        here = rows[published.routes[manifest.labels[rows], index] & named]
+        routed = rows[published.routes[manifest.labels[rows], index] & named]
+        here = published.labelled(index, routed)
         labels = manifest.labels[here].astype(np.int64)
         ids = store.fetch(here, np.zeros_like(here)).ids
         found[name] = {
@@ -149,7 +151,7 @@ def sample_answers(
         }
         for index, name in enumerate(published.names):
             assert published.routes is not None
-            if published.routes[label, index]:
+            if published.routes[label, index] and len(published.labelled(index, np.array([row]))):
                 said = published.stores[index].fetch(np.array([row]), np.array([0]))
                 probs = np.exp(said.log_probs[0, :TOP])
                 sample["teacher"] = _named(space, said.ids[0, :TOP].tolist(), probs.tolist())
@@ -186,7 +188,8 @@ def evaluate_runs(
         runs: Student first, then its control where there is one.
         space: All classes.
         manifest: All rows.
-        published: The teachers' test stores.
+        published: The teachers' test stores; what they lack is left out of the specialists'
+            figures, which are None where nothing is left.
         report: Called with (batches done, batches) of the run at hand.
 
     Returns:
@@ -203,6 +206,7 @@ def evaluate_runs(
                 "folder": str(run.folder.relative_to(project.workspace)),
                 "objective": run.config.objective.name,
                 "steps": record.get("steps"),
+                "labels": record.get("labels"),
                 "seconds": record.get("seconds"),
                 "cost": asdict(student_cost(run, space)),
                 **evaluate_predictions(predictions, space, published),

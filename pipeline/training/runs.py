@@ -37,6 +37,7 @@ _NOT_IN_FINGERPRINT = {
     "log_every_steps",
     "control",
     "memory_budget_mb",
+    "allow_partial",  # which labels were there is told by the stores and pairs
 }
 
 
@@ -100,6 +101,8 @@ def student_run(
         "recipe": project.views.digest,
         "stores": published.identity() if needs_labels else [],
     }
+    if published.available is not None:
+        parts["available"] = published.available.digest
     folder = Workspace(project.workspace).student(name, fingerprint(parts))
     return StudentRun(
         role=role,
@@ -123,6 +126,8 @@ def student_runs(
 
 def training_rows(manifest: Manifest, published: PublishedLabels) -> npt.NDArray[np.int64]:
     """Rows that some teacher labels; student and control train on the same ones."""
+    if published.available is not None:
+        return published.available.rows
     rows = manifest.rows(TRAIN)
     if published.routes is None:
         return rows
@@ -180,6 +185,13 @@ def stale_reason(run: StudentRun) -> str | None:
     return f"changed since the nearest finished run: {', '.join(nearest)}"
 
 
+_PARTS = {
+    "rows": "other training rows",
+    "recipe": "views",
+    "available": "other labels are available",
+}
+
+
 def _changes(record: dict[str, Any], run: StudentRun) -> list[str]:
     old, new = record["parts"], run.parts
     found: list[str] = []
@@ -197,5 +209,5 @@ def _changes(record: dict[str, Any], run: StudentRun) -> list[str]:
         elif name == "rows" and record.get("rows", run.num_rows) != run.num_rows:
             found.append(f"training rows {record['rows']:,} -> {run.num_rows:,}")
         else:
-            found.append({"rows": "other training rows", "recipe": "views"}.get(name, name))
+            found.append(_PARTS.get(name, name))
     return found or ["something"]
