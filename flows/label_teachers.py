@@ -19,7 +19,12 @@ from flows.project import Loaded, load, reload
 from pipeline.locations import storage_errors
 from pipeline.plan import plan_labels
 from pipeline.store.lock import writer_lock
-from pipeline.store.published import SPLIT_NAMES, publish, read_exactness
+from pipeline.store.published import (
+    SPLIT_NAMES,
+    has_usable_labels,
+    publish,
+    read_exactness,
+)
 from pipeline.teachers.spec import TeacherSpec, resolve_teacher, resolve_teachers
 from pipeline.teachers.stores import (
     label_bytes,
@@ -125,6 +130,8 @@ def label_teacher(
     schemas = {
         split: store_schema(project, spec, loaded.space, manifest, split) for split in (TRAIN, TEST)
     }
+    fingerprints = {SPLIT_NAMES[split]: schema.fingerprint for split, schema in schemas.items()}
+    workspace, cost = Workspace(project.workspace), teacher_cost(spec)
     done: list[dict[str, Any]] = []
     stored = []
     with ExitStack() as locks:
@@ -132,8 +139,15 @@ def label_teacher(
             locks.enter_context(writer_lock(store_path(project, schema)))
             for schema in schemas.values()
         ]
-        for split, schema in schemas.items():
-            store = open_or_create(project, schema, loaded.space)
+        stores = {
+            split: open_or_create(project, schema, loaded.space)
+            for split, schema in schemas.items()
+        }
+        if not has_usable_labels(project, manifest, teacher):
+            # For student.allow_partial; a complete store is replaced by a complete one only.
+            publish(workspace, teacher, fingerprints, cost)
+        for split, store in stores.items():
+            schema = schemas[split]
             work = missing_work(project, schema, spec, manifest)
             new = [
                 label_group(teacher, SPLIT_NAMES[split], group, config, overrides)
@@ -152,13 +166,11 @@ def label_teacher(
                     "labels a second": max((item["labels_per_second"] for item in new), default=0),
                 }
             )
-    fingerprints = {SPLIT_NAMES[split]: schema.fingerprint for split, schema in schemas.items()}
-    workspace = Workspace(project.workspace)
     measured = read_exactness(workspace, teacher)
     # Before the stores are published: a flow that is killed here is planned again.
     if measured is None or measured.fingerprint != schemas[TRAIN].fingerprint:
         measure_teacher(teacher, config, overrides)
-    publish(workspace, teacher, fingerprints, teacher_cost(spec))
+    publish(workspace, teacher, fingerprints, cost)
     create_table_artifact(
         stored, key=f"labels-{teacher.lower().replace('_', '-').replace('.', '-')}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from rich import box
@@ -30,6 +31,13 @@ def show_plan(plan: dict[str, Any]) -> None:
     """Show what would run."""
     images = ", ".join(f"{count:,} {split}" for split, count in plan["images"].items())
     console.print(f"images: {images}; {plan['quarantined']} quarantined")
+    if plan["no_teacher"]:
+        classes = list(plan["no_teacher"])
+        console.print(
+            f"left out: {sum(plan['no_teacher'].values()):,} training images that no teacher "
+            f"labels, of {len(classes):,} classes: {escape(', '.join(classes[:5]))}"
+            f"{' and others' if len(classes) > 5 else ''}"
+        )
     if not plan["work"]:
         console.print("everything is up to date")
         return
@@ -158,6 +166,34 @@ def show_store(summary: dict[str, Any]) -> None:
     ):
         table.add_row(name, escape(value))
     console.print(table)
+
+
+def show_garbage(items: list[dict[str, Any]]) -> None:
+    """Show the stores of a workspace, and which of them are or would be removed."""
+    if not items:
+        console.print("there is no label store")
+        return
+    table = Table("store", "teacher", "split", "labels", "size", "last written", "", "why")
+    for item in items:
+        written = datetime.fromtimestamp(item["written"]).astimezone()
+        table.add_row(
+            escape(item["store"]),
+            escape(item["teacher"]),
+            item["split"],
+            f"{item['labels']:,}",
+            _size(item["bytes"]),
+            written.strftime("%Y-%m-%d %H:%M"),
+            item["action"],
+            escape(item["reason"]),
+        )
+    console.print(table)
+    for action, said in (
+        ("remove", "would be freed; --yes removes them"),
+        ("removed", "were freed"),
+    ):
+        sizes = [item["bytes"] for item in items if item["action"] == action]
+        if sizes:
+            console.print(f"{len(sizes)} of {len(items)}: {_size(sum(sizes))} {said}")
 
 
 def show_predictions(found: dict[str, Any]) -> None:

@@ -11,10 +11,13 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from flows.progress import bar
+from flows.progress import bar, say
 from flows.project import Loaded, load, reload
+from pipeline.config import Project
+from pipeline.store.lock import current_writer
 from pipeline.store.published import PublishedLabels, open_published
 from pipeline.training.runs import StudentRun, stale_reason, student_runs
+from storage_schemas.errors import StoreError
 from storage_schemas.manifest import TRAIN
 
 
@@ -56,8 +59,11 @@ def train_student(config: str, overrides: list[str] | None = None) -> list[dict[
         overrides: `key.path=value` settings that replace those of the file.
     """
     overrides = overrides or []
-    _, runs = published_runs(load(config, overrides))
+    loaded = load(config, overrides)
+    published, runs = published_runs(loaded)
     stale = [run.role for run in runs if stale_reason(run) is not None]
+    if stale and published.is_partial:
+        _say_partial(loaded.project, published)
     done = [train_one(role, config, overrides) for role in stale]
     if done:
         lines = ["| run | steps | images | seconds | images/s |", "| --- | --- | --- | --- | --- |"]
@@ -68,3 +74,21 @@ def train_student(config: str, overrides: list[str] | None = None) -> list[dict[
         ]
         create_markdown_artifact("\n".join(lines), key="student")
     return done
+
+
+def _say_partial(project: Project, published: PublishedLabels) -> None:
+    """Say which labels there are, where not all can be used.
+
+    Raises:
+        StoreError: If more are being written: student and control would not see the same ones.
+    """
+    for store in published.stores if project.student.allow_partial else ():
+        writer = current_writer(store.path)
+        if writer is not None:
+            raise StoreError(
+                f"{store.path} is {writer}, and student.allow_partial trains on the labels that "
+                "exist when it begins; wait until it is done, or end that process"
+            )
+    for name, (labels, wanted) in published.coverage().items():
+        found = f"{labels:,} of {wanted:,} labels (rows x views)" if wanted else "none published"
+        say(f"  labels used of {name}: {found}")

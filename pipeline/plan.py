@@ -7,13 +7,16 @@ nothing can be said of images that have not been looked at; it writes nothing el
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from pipeline.config import Project
 from pipeline.data import ManifestUpdate, update_manifest
-from pipeline.store.opening import has_store, read_schema
+from pipeline.data.routing import routed_rows
+from pipeline.reasons import label_reason, training_reason
 from pipeline.store.published import SPLIT_NAMES, open_published, published_path
 from pipeline.teachers.spec import TeacherSpec, resolve_teachers
 from pipeline.teachers.stores import (
@@ -32,7 +35,6 @@ from pipeline.training.runs import (
     training_rows,
 )
 from pipeline.workspace import Workspace, read_record
-from storage_schemas.errors import ConcentrateError
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import TEST, TRAIN, Manifest
 
@@ -73,12 +75,14 @@ class Plan:
     Attributes:
         work: In order.
         images: Rows in use, by split name.
+        no_teacher: Training rows that no teacher labels, by class: the student does not see them.
         quarantined: Files that do not decode.
         free_bytes: Of the workspace's disk; None for a bucket.
     """
 
     work: tuple[PlannedWork, ...]
     images: dict[str, int] = field(default_factory=dict)
+    no_teacher: dict[str, int] = field(default_factory=dict)
     quarantined: int = 0
     free_bytes: int | None = 0
 
@@ -103,11 +107,10 @@ def plan_specialist(spec: TeacherSpec, manifest: Manifest) -> PlannedWork | None
     if spec.folder is None:
         spec.weights_digest()  # raises, and says which file
         return None
-    started = (spec.folder / "checkpoints").exists()
     return PlannedWork(
         stage="specialists",
         target=spec.name,
-        reason="training was interrupted" if started else "weights are null, none trained yet",
+        reason=training_reason(spec.folder, spec.training_parts),
         rows=len(manifest.rows(TRAIN, support=spec.label_map.support)),
     )
 
@@ -125,11 +128,11 @@ def plan_labels(
         current = store_path(project, schema)
         if not work and published == current:
             continue
-        reason = (
-            _label_reason(project, schema, published, bool(work))
-            if spec.is_ready
-            else "after the specialist is trained"
-        )
+        reason = "after the specialist is trained"
+        if spec.is_ready:
+            missing = [(view, item.shard) for item in work for view in item.views]
+            rows = routed_rows(manifest, split, spec.route)
+            reason = label_reason(current, published, schema, missing, rows)
         labels = sum(item.labels for item in work)
         found.append(
             PlannedWork(
@@ -143,26 +146,6 @@ def plan_labels(
             )
         )
     return found
-
-
-def _label_reason(project: Project, schema: Any, published: Any, work: bool) -> str:
-    path = store_path(project, schema)
-    if not work:
-        return "complete, to be published"
-    if has_store(path):
-        return "shards are missing: new images, or an interrupted run"
-    if published is None:
-        return "not labelled yet"
-    try:
-        parts = read_schema(published)[0].fingerprint_parts
-    except ConcentrateError as error:
-        return f"the published store cannot be used: {error}"
-    changed = sorted(
-        name
-        for name in {*parts, *schema.fingerprint_parts}
-        if parts.get(name) != schema.fingerprint_parts.get(name)
-    )
-    return f"changed since the published store: {', '.join(changed)}"
 
 
 def make_plan(
@@ -186,10 +169,21 @@ def make_plan(
     plan = Plan(
         work=tuple(work),
         images={SPLIT_NAMES[split]: len(manifest.rows(split)) for split in (TRAIN, TEST)},
+        no_teacher=_without_teacher(specs, space, manifest),
         quarantined=update.quarantined,
         free_bytes=free_bytes(project.workspace),
     )
     return plan, update
+
+
+def _without_teacher(
+    specs: Sequence[TeacherSpec], space: LabelSpace, manifest: Manifest
+) -> dict[str, int]:
+    routed = np.logical_or.reduce([spec.route for spec in specs])
+    labels = manifest.labels[manifest.rows(TRAIN)]
+    found, counts = np.unique(labels[~routed[labels]], return_counts=True)
+    names = [space.classes[label] if label >= 0 else "no class" for label in found]
+    return dict(zip(names, counts.tolist(), strict=True))
 
 
 def _plan_students(

@@ -84,6 +84,9 @@ class StudentConfig(TrainingConfig):
     objective: ObjectiveConfig = SoftLabels(name="soft_labels")
     views_per_image: PositiveInt = Field(1, description="views drawn from one decoded image")
     control: bool = Field(True, description="also train the same network on hard labels")
+    allow_partial: bool = Field(
+        False, description="train on the labels that exist, where some are still missing"
+    )
     memory_budget_mb: int = Field(
         2048, ge=1, description="stored labels held in memory; above it, shards are streamed"
     )

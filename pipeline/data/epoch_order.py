@@ -8,6 +8,7 @@ whatever the number of loader workers (DESIGN section 5).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -67,6 +68,7 @@ class BatchOrder:
         rank: Of this process.
         world_size: Processes that share each batch.
         shard_rows: See `shuffled_rows`.
+        available: (N, views) bool, which stored views each row has, at least one; None: all.
     """
 
     rows: Rows
@@ -79,10 +81,18 @@ class BatchOrder:
     rank: int = 0
     world_size: int = 1
     shard_rows: int | None = None
+    available: npt.NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
         if len(self.rows) == 0:
             raise ValueError("rows must not be empty")
+        if self.available is not None:
+            if self.available.shape != (len(self.rows), self.views):
+                raise ValueError(
+                    f"available must be {(len(self.rows), self.views)}, got {self.available.shape}"
+                )
+            if not self.available.any(axis=1).all():
+                raise ValueError("every row must have at least one available view")
         for divisor, name in (
             (self.views_per_image, "views_per_image"),
             (self.world_size, "ranks"),
@@ -115,5 +125,18 @@ class BatchOrder:
             return rows, np.full(len(rows), self.first_view + epoch, np.int64)
         m = self.views_per_image
         draws = np.arange(m, dtype=np.int64)
-        views = (epoch * m + draws[None, :] + rows[:, None]) % self.views
+        turn = epoch * m + draws[None, :] + rows[:, None]
+        if self._views_in_turn is None:
+            views = turn % self.views
+        else:
+            in_turn, counts = self._views_in_turn
+            at = np.searchsorted(self.rows, rows)[:, None]
+            views = in_turn[at, turn % counts[at]]
         return np.repeat(rows, m), self.first_view + views.reshape(-1)
+
+    @functools.cached_property
+    def _views_in_turn(self) -> tuple[Rows, Rows] | None:
+        """(N, views) each row's available views first, ascending, and (N,) how many they are."""
+        if self.available is None:
+            return None
+        return np.argsort(~self.available, axis=1, kind="stable"), self.available.sum(axis=1)

@@ -34,6 +34,13 @@ def routed_rows(manifest: Manifest, split: int, table: Route) -> npt.NDArray[np.
     return rows[table[manifest.labels[rows]]]
 
 
+def retired_rows(manifest: Manifest, split: int, table: Route) -> npt.NDArray[np.int64]:
+    """Return the ascending rows of a split that are on the route and no longer in use."""
+    on_route: npt.NDArray[np.bool_] = table[manifest.labels]
+    gone = manifest.retired & (manifest.splits == split) & on_route
+    return np.flatnonzero(gone).astype(np.int64)
+
+
 def split_recipe(project: Project, split: int) -> ViewRecipe:
     """Return the recipe of a split: the project's for training, the evaluation view for test."""
     return ViewRecipe.evaluation_recipe() if split == TEST else project.views

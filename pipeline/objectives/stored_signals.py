@@ -51,6 +51,7 @@ class StoredSignals(SignalSource):
         mix_weights: (rows, views) -> partner rows and weights, where the recipe mixes images.
         held_rows: Ascending rows whose soft labels each process keeps in memory, from its first
             batch on; None: shards are cached as they come.
+        held_views: (held rows, V) bool, which of their views exist; None: all.
 
     Raises:
         SchemaMismatchError: If a store does not declare the temperature; lists those it has.
@@ -65,13 +66,14 @@ class StoredSignals(SignalSource):
         temperature: float = 1.0,
         mix_weights: MixWeights | None = None,
         held_rows: Rows | None = None,
+        held_views: npt.NDArray[np.bool_] | None = None,
     ) -> None:
         self._labels = labels
         self._stores = tuple(stores)
         self._routes = routes
         self._temperature = temperature
         self._mix_weights = mix_weights
-        self._to_hold = held_rows
+        self._to_hold, self._held_views = held_rows, held_views
         provides = {"labels"} if (labels >= 0).any() else set()
         self.provides = frozenset(provides | ({"soft"} if self._stores else set()))
         if self._stores:
@@ -108,7 +110,11 @@ class StoredSignals(SignalSource):
         if self._to_hold is not None:
             classes = self._labels[self._to_hold]
             for index, store in enumerate(self._stores):
-                store.hold(self._to_hold[self._routes[classes, index]])
+                own = self._routes[classes, index]
+                store.hold(
+                    self._to_hold[own],
+                    None if self._held_views is None else self._held_views[own],
+                )
             self._to_hold = None
         shape = (self._depth, len(rows), self._k)
         ids = np.full(shape, -1, np.int64)

@@ -95,7 +95,19 @@ def _settings(project: Project, student: Run) -> list[tuple[str, object]]:
             f"{config.schedule.name}, seed {config.seed}",
         ),
         ("Run", element("code", student["folder"])),
+        *_partial_labels(student),
     ]
+
+
+def _partial_labels(student: Run) -> list[tuple[str, object]]:
+    """Return what the student was trained on, where that was not every label."""
+    found = student.get("labels") or {}
+    short = {name: pair for name, pair in found.items() if pair[0] < pair[1] or not pair[1]}
+    said = [
+        f"{name} {labels:,} of {wanted:,}" if wanted else f"{name} none"
+        for name, (labels, wanted) in short.items()
+    ]
+    return [("Labels used (rows x views)", f"{', '.join(said)}; all others whole")] if said else []
 
 
 def provenance(project: Project, evaluation: Mapping[str, Any], written: datetime) -> Markup:

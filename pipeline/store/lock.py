@@ -1,9 +1,11 @@
-"""One writer a store or run folder: a lock that a dead process cannot leave behind.
+"""One writer a store or run folder, and no removal under a reader: locks that die with a process.
 
-In: the lock of a folder on a local disk. Left out: that of a prefix of a bucket, which has no
-kernel (pipeline/object_lock.py). Here the kernel holds the lock (flock) and drops it with the
-process, however that ends; the file beside the store only says whose it is. Whoever drives the
-labelling of a store holds its lock, and hands shards to its tasks: tasks take no lock of their own.
+In: the locks of a folder on a local disk. Left out: that of a prefix of a bucket, which has no
+kernel (pipeline/object_lock.py). Here the kernel holds a lock (flock) and drops it with the
+process, however that ends; the files beside the store only say whose it is. Whoever drives the
+labelling of a store holds its writer lock, and hands shards to its tasks: tasks take no lock of
+their own. A process that reads a store shares its reader lock, which keeps nobody from writing;
+only `concentrate gc` asks for both alone. In a bucket readers hold nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ import json
 import os
 import socket
 import time
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline.locations import is_local
@@ -25,6 +28,11 @@ from storage_schemas.errors import StoreError
 def lock_path(store: Path) -> Path:
     """Return the lock file of a store or run folder; it lies beside it and outlives it."""
     return store.with_name(f".{store.name}.lock")
+
+
+def readers_path(store: Path) -> Path:
+    """Return the file that the readers of a store have locked together; it lies beside it."""
+    return store.with_name(f".{store.name}.readers")
 
 
 @contextmanager
@@ -45,25 +53,105 @@ def writer_lock(store: Path) -> Iterator[Callable[[], None]]:
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+", encoding="utf-8")
+        descriptor = _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise refusal(store, _owner(path)) from None
     except OSError as error:
         raise StoreError(f"{store} cannot be written: {error}") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise refusal(store, _owner(file.read())) from None
-        file.seek(0)
-        file.truncate()
-        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}, file)
-        file.flush()
-        yield lambda: None
-
-
-def _owner(text: str) -> str:
     try:
-        found = json.loads(text)
-    except ValueError:
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+        yield lambda: None
+    finally:
+        os.close(descriptor)
+
+
+def share_reader_lock(reader: object, store: Path) -> weakref.finalize[..., object] | None:
+    """Keep a store from being removed for as long as an object of this process lives.
+
+    Args:
+        reader: Whose end, or that of the process, lets go.
+        store: The store.
+
+    Returns:
+        Call it to let go at once. None where no lock can be had, as on a read-only medium (what
+        cannot be written cannot be removed either) or in a bucket.
+    """
+    if not is_local(store):
+        return None
+    try:
+        descriptor = _locked(readers_path(store), fcntl.LOCK_SH, os.O_RDONLY | os.O_CREAT)
+    except OSError:
+        return None
+    return weakref.finalize(reader, os.close, descriptor)
+
+
+@contextmanager
+def removal_lock(store: Path) -> Iterator[str | None]:
+    """Hold a store against writers and readers alike; its lock files go with the lock.
+
+    Yields:
+        Who writes or reads it, and then nothing is held; None when it is held.
+
+    Raises:
+        OSError: If its folder cannot be written.
+    """
+    paths = (lock_path(store), readers_path(store))
+    with ExitStack() as held:
+        for path in paths:
+            try:
+                held.callback(os.close, _locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB))
+            except BlockingIOError:
+                held.close()
+                yield _busy(path)
+                return
+        yield None
+        for path in paths:
+            path.unlink(missing_ok=True)
+
+
+def current_writer(store: Path) -> str | None:
+    """Return who writes a store at this moment, as "being written by ..."; None: nobody."""
+    return _holder(lock_path(store))
+
+
+def busy_reason(store: Path) -> str | None:
+    """Return who writes or reads a store at this moment; None when nobody does."""
+    return current_writer(store) or _holder(readers_path(store))
+
+
+def _holder(path: Path) -> str | None:
+    try:
+        os.close(_locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB, os.O_RDONLY))
+    except BlockingIOError:
+        return _busy(path)
+    except OSError:  # no lock file: it was never written or read here
+        return None
+    return None
+
+
+def _locked(path: Path, operation: int, flags: int = os.O_RDWR | os.O_CREAT) -> int:
+    """Open and lock a lock file; again when it was removed between the two."""
+    while True:
+        descriptor = os.open(path, flags, 0o666)
+        try:
+            fcntl.flock(descriptor, operation)
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+        except OSError:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _busy(path: Path) -> str:
+    return f"being written by {_owner(path)}" if path.suffix == ".lock" else "being read"
+
+
+def _owner(path: Path) -> str:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
         found = None
     return owner_sentence(found if isinstance(found, dict) else {})

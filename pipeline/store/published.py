@@ -1,6 +1,7 @@
 """Published stores: which store of each teacher is the current one, and all of them together.
 
-In: the record that the label flow leaves when a store is complete, and opening the stores of all
+In: the record that the label flow leaves when a store is complete, or when there was no other
+that could be used; and opening the stores of all
 teachers for a student, with every reason to refuse listed at once. Left out: teachers. A student
 is trained from what is found here, on a machine that may have no teacher at all.
 """
@@ -18,14 +19,28 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from pipeline.config import Project
-from pipeline.data.routing import route, routed_rows, split_labels, split_recipe
-from pipeline.store.opening import open_soft_labels
+from pipeline.data.routing import (
+    mix_pools,
+    retired_rows,
+    route,
+    routed_rows,
+    split_labels,
+    split_recipe,
+)
+from pipeline.store.coverage import (
+    AvailablePairs,
+    common_pairs,
+    labelled_views,
+    shards_without,
+)
+from pipeline.store.opening import open_soft_labels, read_schema
 from pipeline.store.soft_label_store import SoftLabelStore
 from pipeline.workspace import Workspace, read_record, write_record
-from storage_schemas.errors import MissingLabelError, SchemaMismatchError
+from storage_schemas.errors import ConcentrateError, MissingLabelError, SchemaMismatchError
 from storage_schemas.exactness import Exactness
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import Manifest
+from storage_schemas.soft_label_schema import SoftLabelSchema
 
 Rows = npt.NDArray[np.int64]
 SPLIT_NAMES = ("train", "test")
@@ -39,11 +54,35 @@ class PublishedLabels:
         names: Teachers, in the order of the project file.
         stores: One per teacher, opened.
         routes: (C + 1, T) which rows each labels; None where there is no store.
+        counts: Of each, the labels that can be used and those that there should be.
+        available: The (row, view) pairs to train on; None when that is every pair.
+        labelled_rows: Of each, the rows labelled in every view; None when that is every row.
+        unpublished: Teachers of which nothing is published; they take no part.
     """
 
     names: tuple[str, ...] = ()
     stores: tuple[SoftLabelStore, ...] = ()
     routes: npt.NDArray[np.bool_] | None = None
+    counts: tuple[tuple[int, int], ...] = ()
+    available: AvailablePairs | None = None
+    labelled_rows: tuple[Rows, ...] | None = None
+    unpublished: tuple[str, ...] = ()
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether some labels, or some teachers, are left out."""
+        return self.available is not None or bool(self.unpublished)
+
+    def coverage(self) -> dict[str, list[int]]:
+        """Return, by teacher, the labels that can be used and those that there should be."""
+        found = {name: list(pair) for name, pair in zip(self.names, self.counts, strict=True)}
+        return found | {name: [0, 0] for name in self.unpublished}
+
+    def labelled(self, index: int, rows: Rows) -> Rows:
+        """Return those of the rows that one teacher has labelled in every view."""
+        return (
+            rows if self.labelled_rows is None else rows[np.isin(rows, self.labelled_rows[index])]
+        )
 
     def identity(self) -> list[list[str]]:
         """Return name, fingerprint and digest of all commit records of each store."""
@@ -70,22 +109,6 @@ def commits_digest(store: SoftLabelStore) -> str:
     used = np.flatnonzero(commits[:, :, 0].any(axis=0))
     last = int(used[-1]) + 1 if len(used) else 0
     return hashlib.sha256(commits[:, :last].astype("<u4").tobytes()).hexdigest()
-
-
-def missing_labels(store: SoftLabelStore, rows: Rows) -> list[tuple[int, int]]:
-    """Return the (view, shard) pairs in which labels of these rows are still to be written.
-
-    Args:
-        store: May be shorter than the manifest.
-        rows: Ascending rows that its teacher labels.
-    """
-    size, shards = store.schema.shard_rows, store.schema.num_shards
-    inside = rows[rows < store.schema.num_rows]
-    counts = np.bincount(inside // size, minlength=shards)
-    missing = set(store.missing_shards(counts, rows=inside))
-    for shard in np.unique(rows[rows >= store.schema.num_rows] // size):
-        missing.update((view, int(shard)) for view in range(store.schema.num_views))
-    return sorted(missing)
 
 
 def publish(
@@ -128,6 +151,20 @@ def _record(workspace: Workspace, teacher: str) -> Path:
     return workspace.root / "labels" / teacher / "published.json"
 
 
+def has_usable_labels(project: Project, manifest: Manifest, teacher: str) -> bool:
+    """Tell whether a teacher's published stores, complete or not, are of the present settings."""
+    for split in range(len(SPLIT_NAMES)):
+        path = published_path(Workspace(project.workspace), teacher, split)
+        try:
+            if path is None or _differences(
+                project, manifest, split, teacher, read_schema(path)[0]
+            ):
+                return False
+        except ConcentrateError:
+            return False
+    return True
+
+
 def open_published(
     project: Project,
     space: LabelSpace,
@@ -137,6 +174,10 @@ def open_published(
     cache_bytes: int = 256 << 20,
 ) -> PublishedLabels:
     """Open the current stores of all teachers of a project.
+
+    With `student.allow_partial`, labels that are missing are no error: `available` says which
+    pairs there are, and teachers of which nothing is published take no part. A view that mixes in
+    an image which is gone or has changed since is never available.
 
     Args:
         project: Its teachers, recipe and label settings are what the stores must have.
@@ -150,44 +191,78 @@ def open_published(
         SchemaMismatchError: If stores were made with other settings; lists every field.
     """
     workspace = Workspace(project.workspace)
-    stores: list[SoftLabelStore] = []
+    stores: dict[str, SoftLabelStore] = {}
     problems: list[str] = []
     absent: list[str] = []
+    unpublished: list[str] = []
     routes = []
+    labelled: list[tuple[Rows, npt.NDArray[np.bool_]]] = []
     for config in project.teachers:
         path = published_path(workspace, config.name, split)
         if path is None:
+            unpublished.append(config.name)
             absent.append(f"{config.name} (nothing published)")
             continue
         store = open_soft_labels(
             path, space=space, cache_bytes=cache_bytes // len(project.teachers)
         )
-        problems += _differences(project, manifest, split, config.name, store)
+        problems += _differences(project, manifest, split, config.name, store.schema)
         table = route(store.label_map, len(space), config.routing)
         rows = routed_rows(manifest, split, table)
-        missing = missing_labels(store, rows)
+        found = labelled_views(store, rows, retired_rows(manifest, split, table))
+        missing = shards_without(found, rows, store.schema.shard_rows)
         if missing:
             absent.append(f"{config.name} ({len(missing)} shards)")
-        stores.append(store)
+        stores[config.name] = store
         routes.append(table)
+        labelled.append((rows, found))
     if problems:
         raise SchemaMismatchError("published labels; run `concentrate label`", problems)
-    if absent:
+    if absent and not (project.student.allow_partial and stores):
         raise MissingLabelError(
-            f"{SPLIT_NAMES[split]} labels are missing of {', '.join(absent)}; "
-            "run `concentrate label`"
+            f"{SPLIT_NAMES[split]} labels are missing of {', '.join(absent)}; run `concentrate "
+            "label`, or set student.allow_partial to true to use the labels that exist"
         )
+    columns = np.stack(routes, axis=1)
+    for rows, found in labelled:
+        found &= ~_mixed_with_retired(project, manifest, split, columns, rows)
+    available = common_pairs(manifest.rows(split), labelled)
     return PublishedLabels(
-        names=tuple(config.name for config in project.teachers),
-        stores=tuple(stores),
-        routes=np.stack(routes, axis=1),
+        names=tuple(stores),
+        stores=tuple(stores.values()),
+        routes=columns,
+        counts=tuple((int(found.sum()), found.size) for _, found in labelled),
+        available=available,
+        labelled_rows=(
+            None
+            if available is None
+            else tuple(rows[found.all(axis=0)] for rows, found in labelled)
+        ),
+        unpublished=tuple(unpublished),
     )
 
 
+def _mixed_with_retired(
+    project: Project,
+    manifest: Manifest,
+    split: int,
+    routes: npt.NDArray[np.bool_],
+    rows: Rows,
+) -> npt.NDArray[np.bool_]:
+    """Return which views of rows, (views, n), hold an image that cannot be seen again."""
+    recipe = split_recipe(project, split)
+    found = np.zeros((recipe.count, len(rows)), np.bool_)
+    if recipe.mix is not None and manifest.retired.any():
+        pools = mix_pools(manifest, split, routes)
+        for view in range(recipe.count):
+            partners = recipe.partner_rows(rows, np.full_like(rows, view), pools)
+            found[view] = manifest.retired[partners]
+    return found
+
+
 def _differences(
-    project: Project, manifest: Manifest, split: int, name: str, store: SoftLabelStore
+    project: Project, manifest: Manifest, split: int, name: str, schema: SoftLabelSchema
 ) -> list[str]:
-    schema = store.schema
     recipe = split_recipe(project, split)
     kept = split_labels(project, split, schema.num_classes)
     pairs: dict[str, tuple[Any, Any]] = {

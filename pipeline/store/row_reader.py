@@ -34,11 +34,16 @@ class RowReader:
         self._cached: OrderedDict[tuple[int, int], tuple[int, Array, Array]] = OrderedDict()
         self._lock = threading.Lock()
         self._held: tuple[Rows, Array, Array] | None = None
+        self._holds_all = True
 
-    def hold(self, rows: Rows) -> None:
-        """Keep the labels of these ascending rows in memory, in all views, whatever they take.
+    def hold(self, rows: Rows, views: npt.NDArray[np.bool_] | None = None) -> None:
+        """Keep the labels of these ascending rows in memory, whatever they take.
 
         A batch is then one gather; without it, one for each shard and view that it touches.
+
+        Args:
+            rows: (n,) ascending.
+            views: (n, V) bool, which of their views; None: all.
 
         Raises:
             MissingLabelError: If one of them has not been labelled.
@@ -48,13 +53,15 @@ class RowReader:
         ids, gaps = schema.empty(schema.num_views, len(rows))
         shards = rows // schema.shard_rows
         for view in range(schema.num_views):
-            for shard in np.unique(shards):
-                where = np.flatnonzero(shards == shard)
+            wanted = np.ones(len(rows), np.bool_) if views is None else views[:, view]
+            for shard in np.unique(shards[wanted]):
+                where = np.flatnonzero((shards == shard) & wanted)
                 shard_ids, shard_gaps = self._files.read(view, int(shard))
                 inside = rows[where] - int(shard) * schema.shard_rows
                 ids[view, where], gaps[view, where] = shard_ids[inside], shard_gaps[inside]
-            self._refuse_absent(ids[view], rows, np.full_like(rows, view))
+            self._refuse_absent(ids[view, wanted], rows[wanted], np.full(wanted.sum(), view))
         self._held = (rows, ids, gaps)
+        self._holds_all = views is None
 
     def forget(self, view: int, shard: int) -> None:
         """Drop one shard from memory, since it was written."""
@@ -110,7 +117,10 @@ class RowReader:
             position = np.searchsorted(held, rows)
             position[position == len(held)] = 0
             if np.array_equal(held[position], rows):
-                return held_ids[views, position], held_gaps[views, position]
+                ids, gaps = held_ids[views, position], held_gaps[views, position]
+                if not self._holds_all:
+                    self._refuse_absent(ids, rows, views)
+                return ids, gaps
         places = views * schema.num_shards + rows // schema.shard_rows
         order = np.argsort(places, kind="stable")
         places = places[order]

@@ -7,6 +7,7 @@ In: `ShardFiles`, which owns the three Zarr arrays of a store. Left out: rows ac
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import zarr
 from pipeline.locations import is_local, remove, storage_errors
 from pipeline.store.commit import shard_crc, sync
 from pipeline.store.layout import ARRAYS, array_place, array_shape, shard_file
+from pipeline.store.lock import share_reader_lock
 from storage_schemas.errors import CorruptLabelError, MissingLabelError, StoreError
 from storage_schemas.soft_labels import SoftLabelSchema
 
@@ -26,6 +28,8 @@ DECODING_ERRORS = (ValueError, RuntimeError, KeyError, IndexError, TypeError)
 
 class ShardFiles:
     """The arrays of one store, opened when first used and again after a fork.
+
+    From then on this process shares the reader lock of the store, as long as the object lives.
 
     Args:
         path: Directory of the store.
@@ -37,11 +41,17 @@ class ShardFiles:
         self.schema = schema
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._pid = os.getpid()
+        self._reading: Callable[[], object] | None = None
 
     def _array(self, name: str) -> zarr.Array[Any]:
         if self._pid != os.getpid():
             self._arrays, self._pid = {}, os.getpid()
+            if self._reading is not None:
+                self._reading()  # this process's copy of what the parent has locked
+                self._reading = None
         if name not in self._arrays:
+            if self._reading is None:
+                self._reading = share_reader_lock(self, self.path)
             try:
                 place = array_place(self.path / name)
                 self._arrays[name] = zarr.open_array(place, mode="r+", zarr_format=3)

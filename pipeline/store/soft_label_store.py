@@ -26,7 +26,7 @@ from pipeline.store.layout import (
 )
 from pipeline.store.row_reader import RowReader, Rows
 from pipeline.store.shards import Array, ShardFiles
-from storage_schemas.errors import CorruptLabelError, MissingLabelError, StoreError
+from storage_schemas.errors import StoreError
 from storage_schemas.label_space import LabelMap
 from storage_schemas.soft_labels import DecodedLabels, SoftLabelSchema, decode
 
@@ -92,36 +92,20 @@ class SoftLabelStore:
         """Return the rows of a shard, cut at the number of rows."""
         return self._files.span(shard)
 
-    def missing_shards(
-        self, expected_rows: npt.NDArray[np.integer[Any]], *, rows: Rows | None = None
-    ) -> list[tuple[int, int]]:
-        """Return the (view, shard) pairs that are still to be written.
+    def missing_shards(self, expected_rows: npt.NDArray[np.integer[Any]]) -> list[tuple[int, int]]:
+        """Return the (view, shard) pairs whose record counts fewer labels than expected.
+
+        Counts cannot tell a row that was added from one that was retired; `coverage.py` can.
 
         Args:
             expected_rows: (shards,) how many rows of each shard the teacher labels.
-            rows: The row ids behind those counts. Counts cannot tell a row that was added from
-                one that was retired since; with `rows`, shards into which the store has grown
-                are read and compared row by row.
         """
         if expected_rows.shape != (self.schema.num_shards,):
             raise ValueError(
                 f"expected_rows must be {(self.schema.num_shards,)}, got {expected_rows.shape}"
             )
         short = (self.commits[:, :, 0] < expected_rows) & (expected_rows > 0)
-        if rows is not None:
-            size = self.schema.shard_rows
-            for shard in sorted({at // size for at in self.schema.grown_at if at % size}):
-                wanted = rows[rows // size == shard] - shard * size
-                for view in np.flatnonzero(~short[:, shard]) if len(wanted) else ():
-                    short[view, shard] = not self._labels_all(int(view), shard, wanted)
         return [(int(view), int(shard)) for view, shard in np.argwhere(short)]
-
-    def _labels_all(self, view: int, shard: int, wanted: Rows) -> bool:
-        try:
-            ids, _ = self._files.read(view, shard)
-        except (MissingLabelError, CorruptLabelError):
-            return False
-        return not bool((ids[wanted, 0] == self.schema.ids_fill).any())
 
     # --- writing ----------------------------------------------------------------------------
 
@@ -211,14 +195,18 @@ class SoftLabelStore:
         """
         return self._rows.fetch(rows, views)
 
-    def hold(self, rows: Rows) -> None:
-        """Keep the labels of these ascending rows in memory, in all views, quantised.
+    def hold(self, rows: Rows, views: npt.NDArray[np.bool_] | None = None) -> None:
+        """Keep the labels of these ascending rows in memory, quantised.
+
+        Args:
+            rows: (n,) ascending.
+            views: (n, V) bool, which of their views; None: all. Others are then refused.
 
         Raises:
             MissingLabelError: If one of them has not been labelled.
             CorruptLabelError: If stored bytes disagree with their commit record.
         """
-        self._rows.hold(rows)
+        self._rows.hold(rows, views)
 
     def decode(self, ids: Array, gaps: Array, temperature: float = 1.0) -> DecodedLabels:
         """Decode stored values of B rows, with global class ids.

@@ -93,7 +93,7 @@ def take_out_of_use(store: SoftLabelStore, depth: Depth) -> list[str]:
 def verify_store(store: SoftLabelStore, depth: Depth = "quick") -> list[str]:
     """Return everything that is wrong with a store; an empty list means it is sound.
 
-    Shards of which nothing was written are not a problem here (see `missing_shards`), nor are
+    Shards of which nothing was written are not a problem here (see `coverage.py`), nor are
     files that an interrupted write left under a temporary name.
 
     Args:

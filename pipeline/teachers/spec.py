@@ -32,6 +32,7 @@ class TeacherSpec:
         label_map: Local class ids to global ids.
         num_classes: C, the size of the whole label space.
         training: How it is trained, when it comes without weights.
+        training_parts: What its weights depend on, as JSON; empty when it comes with weights.
         folder: Where it is trained; None when it comes with weights.
         weights: The file of its weights, which may not exist yet.
     """
@@ -40,6 +41,7 @@ class TeacherSpec:
     label_map: LabelMap
     num_classes: int
     training: SpecialistConfig
+    training_parts: Mapping[str, Any]
     folder: Path | None
     weights: Path
 
@@ -109,29 +111,26 @@ def _label_map(config: TeacherConfig, space: LabelSpace) -> LabelMap:
     return LabelMap.from_names(space, names, owner=owner, vertical=vertical)
 
 
-def _training_fingerprint(
+def _training_parts(
     config: TeacherConfig,
     training: SpecialistConfig,
     label_map: LabelMap,
     manifest: Manifest,
     recipe: Mapping[str, Any],
-) -> str:
+) -> dict[str, Any]:
     # Not the rows themselves: a specialist stays as it is when images are added, so that only they
     # are labelled. Another set of images altogether has another first append.
-    return fingerprint(
-        {
-            "builder": config.builder,
-            "builder_args": config.builder_args,
-            "input": config.input.model_dump(mode="json"),
-            "classes": list(label_map.names),
-            "training": training.model_dump(
-                mode="json",
-                exclude={"checkpoint_every_steps", "keep_checkpoints", "log_every_steps"},
-            ),
-            "recipe": dict(recipe),
-            "manifest": manifest.chains[0],
-        }
-    )
+    return {
+        "builder": config.builder,
+        "builder_args": config.builder_args,
+        "input": config.input.model_dump(mode="json"),
+        "classes": list(label_map.names),
+        "training": training.model_dump(
+            mode="json", exclude={"checkpoint_every_steps", "keep_checkpoints", "log_every_steps"}
+        ),
+        "recipe": dict(recipe),
+        "manifest": manifest.chains[0],
+    }
 
 
 def resolve_teacher(
@@ -147,17 +146,18 @@ def resolve_teacher(
     training = config.training or project.specialists
     folder = None
     weights = config.weights
+    parts: dict[str, Any] = {}
     if weights is None:
-        digest = _training_fingerprint(
-            config, training, label_map, manifest, project.views.model_dump(mode="json")
-        )
-        folder = Workspace(project.workspace).specialist(config.name, digest)
+        recipe = project.views.model_dump(mode="json")
+        parts = _training_parts(config, training, label_map, manifest, recipe)
+        folder = Workspace(project.workspace).specialist(config.name, fingerprint(parts))
         weights = folder / "weights.safetensors"
     return TeacherSpec(
         config=config,
         label_map=label_map,
         num_classes=len(space),
         training=training,
+        training_parts=parts,
         folder=folder,
         weights=weights,
     )

@@ -49,7 +49,7 @@ def train_specialist(
     """Train one specialist and write `weights.safetensors` and `record.json` to its folder.
 
     Returns:
-        The record: steps, seconds, rows, images a second.
+        The record without what it was trained from: steps, seconds, rows, images a second.
 
     Raises:
         DataError: If it has no training rows.
@@ -112,5 +112,5 @@ def train_specialist(
         "seconds": round(result.seconds, 3),
         "images_per_second": round(result.images / max(result.seconds, 1e-9), 1),
     }
-    write_record(spec.folder / "record.json", record)
+    write_record(spec.folder / "record.json", record | {"parts": dict(spec.training_parts)})
     return record

@@ -12,15 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.config import Project
-from pipeline.data.routing import routed_rows, split_labels, split_recipe
+from pipeline.data import load_label_space, load_manifest
+from pipeline.data.manifest_files import has_manifest
+from pipeline.data.routing import retired_rows, routed_rows, split_labels, split_recipe
 from pipeline.locations import is_local
 from pipeline.store import SoftLabelStore, create_soft_labels, open_soft_labels, shard_layout
+from pipeline.store.coverage import missing_labels
 from pipeline.store.opening import has_store
-from pipeline.store.published import SPLIT_NAMES, missing_labels
-from pipeline.teachers.spec import TeacherSpec
+from pipeline.store.published import SPLIT_NAMES
+from pipeline.teachers.spec import TeacherSpec, resolve_teachers
 from pipeline.workspace import Workspace
 from storage_schemas.label_space import LabelSpace
-from storage_schemas.manifest import Manifest
+from storage_schemas.manifest import TEST, TRAIN, Manifest
 from storage_schemas.soft_label_schema import SOFT_LABEL_VERSION, SoftLabelSchema
 
 
@@ -114,6 +117,25 @@ def store_path(project: Project, schema: SoftLabelSchema) -> Path:
     return Workspace(project.workspace).labels(schema.teacher, schema.fingerprint)
 
 
+def current_stores(project: Project) -> frozenset[Path]:
+    """Return the stores that labelling would write now, whether they are there or not.
+
+    There is none before images are listed, and none of a specialist that is not trained.
+
+    Raises:
+        ConcentrateError: If the project file does not fit its data; then nothing can be said.
+    """
+    if not has_manifest(project.workspace):
+        return frozenset()
+    manifest, space = load_manifest(project.workspace), load_label_space(project.workspace)
+    return frozenset(
+        store_path(project, store_schema(project, spec, space, manifest, split))
+        for spec in resolve_teachers(project, space, manifest)
+        if spec.is_ready or spec.folder is None
+        for split in (TRAIN, TEST)
+    )
+
+
 def open_or_create(project: Project, schema: SoftLabelSchema, space: LabelSpace) -> SoftLabelStore:
     """Open a teacher's store, grown to the manifest; create it when there is none.
 
@@ -137,7 +159,7 @@ def missing_work(
     path = store_path(project, schema)
     if has_store(path):
         store = open_soft_labels(path, expected=schema)
-        pairs = missing_labels(store, rows)
+        pairs = missing_labels(store, rows, retired_rows(manifest, split, spec.route))
         shard_rows = store.schema.shard_rows
     else:
         shard_rows = schema.shard_rows

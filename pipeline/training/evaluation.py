@@ -94,8 +94,9 @@ def _agreement(predictions: Predictions, published: PublishedLabels) -> dict[str
     found = {}
     for index, (name, store) in enumerate(zip(published.names, published.stores, strict=True)):
         assert published.routes is not None
-        here = np.flatnonzero(published.routes[predictions.labels.numpy(), index])
-        rows = predictions.rows[here]
+        routed = published.routes[predictions.labels.numpy(), index]
+        rows = published.labelled(index, predictions.rows[routed])
+        here = np.flatnonzero(np.isin(predictions.rows, rows))
         said = torch.from_numpy(_test_labels(store, rows).ids[:, 0])
         support = torch.from_numpy(store.label_map.support)
         best = support[predictions.logits[torch.from_numpy(here)][:, support].argmax(dim=1)]
@@ -118,7 +119,8 @@ def evaluate_specialists(
     for index, (name, store) in enumerate(zip(published.names, published.stores, strict=True)):
         assert published.routes is not None
         named = np.isin(manifest.labels[rows], store.label_map.global_ids)
-        here = rows[published.routes[manifest.labels[rows], index] & named]
+        routed = rows[published.routes[manifest.labels[rows], index] & named]
+        here = published.labelled(index, routed)
         labels = manifest.labels[here].astype(np.int64)
         ids = _test_labels(store, here).ids
         found[name] = {
@@ -156,7 +158,7 @@ def sample_answers(
         }
         for index, name in enumerate(published.names):
             assert published.routes is not None
-            if published.routes[label, index]:
+            if published.routes[label, index] and len(published.labelled(index, np.array([row]))):
                 said = _test_labels(published.stores[index], np.array([row]))
                 probs = np.exp(said.log_probs[0, :TOP])
                 sample["teacher"] = _named(space, said.ids[0, :TOP].tolist(), probs.tolist())
@@ -193,7 +195,8 @@ def evaluate_runs(
         runs: Student first, then its control where there is one.
         space: All classes.
         manifest: All rows.
-        published: The teachers' test stores.
+        published: The teachers' test stores; what they lack is left out of the specialists'
+            figures, which are None where nothing is left.
         report: Called with (batches done, batches) of the run at hand.
 
     Returns:
@@ -210,6 +213,7 @@ def evaluate_runs(
                 "folder": str(run.folder.relative_to(project.workspace)),
                 "objective": run.config.objective.name,
                 "steps": record.get("steps"),
+                "labels": record.get("labels"),
                 "seconds": record.get("seconds"),
                 "cost": asdict(student_cost(run, space)),
                 **evaluate_predictions(predictions, space, published),

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.config import HardLabels, Project, StudentConfig
+from pipeline.reasons import class_changes, setting_changes
 from pipeline.store.published import PublishedLabels
 from pipeline.workspace import Workspace, read_record
 from storage_schemas.fingerprint import fingerprint
@@ -36,6 +37,7 @@ _NOT_IN_FINGERPRINT = {
     "log_every_steps",
     "control",
     "memory_budget_mb",
+    "allow_partial",  # which labels were there is told by the stores and pairs
 }
 
 
@@ -48,12 +50,16 @@ class StudentRun:
         config: With the objective of the role.
         parts: Everything that the weights depend on, as JSON.
         folder: Of the run.
+        classes: All classes, by which a change of the label space is told.
+        num_rows: Rows it is trained on.
     """
 
     role: Role
     config: StudentConfig
     parts: dict[str, Any]
     folder: Path
+    classes: tuple[str, ...]
+    num_rows: int
 
     @property
     def fingerprint(self) -> str:
@@ -86,16 +92,26 @@ def student_run(
         config = config.model_copy(update={"objective": objective})
         name = f"{config.name}-control"
     needs_labels = config.objective.name != "hard_labels"
+    rows = training_rows(manifest, published)
     parts = {
         "role": role,
         "student": config.model_dump(mode="json", exclude=_NOT_IN_FINGERPRINT),
         "label_space": space.digest,
-        "rows": manifest.rows_digest(training_rows(manifest, published)),
+        "rows": manifest.rows_digest(rows),
         "recipe": project.views.digest,
         "stores": published.identity() if needs_labels else [],
     }
+    if published.available is not None:
+        parts["available"] = published.available.digest
     folder = Workspace(project.workspace).student(name, fingerprint(parts))
-    return StudentRun(role=role, config=config, parts=parts, folder=folder)
+    return StudentRun(
+        role=role,
+        config=config,
+        parts=parts,
+        folder=folder,
+        classes=space.classes,
+        num_rows=len(rows),
+    )
 
 
 def student_runs(
@@ -110,6 +126,8 @@ def student_runs(
 
 def training_rows(manifest: Manifest, published: PublishedLabels) -> npt.NDArray[np.int64]:
     """Rows that some teacher labels; student and control train on the same ones."""
+    if published.available is not None:
+        return published.available.rows
     rows = manifest.rows(TRAIN)
     if published.routes is None:
         return rows
@@ -163,26 +181,33 @@ def stale_reason(run: StudentRun) -> str | None:
     ]
     if not finished:
         return "not trained yet"
-    changes: list[list[str]] = [_changes(record["parts"], run.parts) for record in finished]
-    nearest = min(changes, key=lambda change: len(change))
+    nearest = min((_changes(record, run) for record in finished), key=len)
     return f"changed since the nearest finished run: {', '.join(nearest)}"
 
 
-def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    found = []
+_PARTS = {
+    "rows": "other training rows",
+    "recipe": "views",
+    "available": "other labels are available",
+}
+
+
+def _changes(record: dict[str, Any], run: StudentRun) -> list[str]:
+    old, new = record["parts"], run.parts
+    found: list[str] = []
     for name in sorted({*old, *new}):
         before, after = old.get(name), new.get(name)
         if before == after:
             continue
-        if name == "student" and isinstance(before, dict) and isinstance(after, dict):
-            found += [
-                f"student.{key} {before.get(key)!r} -> {after.get(key)!r}"
-                for key in sorted({*before, *after})
-                if before.get(key) != after.get(key)
-            ]
-        elif name == "stores" and isinstance(before, list) and isinstance(after, list):
-            known = {tuple(store) for store in before}
-            found += [f"labels of {store[0]}" for store in after if tuple(store) not in known]
+        if name == "student":
+            found += setting_changes(name, before, after)
+        elif name == "stores":
+            known = {tuple(store) for store in before or ()}
+            found += [f"labels of {store[0]}" for store in after or () if tuple(store) not in known]
+        elif name == "label_space" and "label_space" in record:
+            found += class_changes(record["label_space"]["classes"], run.classes)
+        elif name == "rows" and record.get("rows", run.num_rows) != run.num_rows:
+            found.append(f"training rows {record['rows']:,} -> {run.num_rows:,}")
         else:
-            found.append(name)
+            found.append(_PARTS.get(name, name))
     return found or ["something"]

@@ -50,6 +50,7 @@ def _signals(
         temperature=getattr(run.config.objective, "temperature", 1.0),
         mix_weights=mix_weights,
         held_rows=held_rows,
+        held_views=None if published.available is None else published.available.views,
     )
 
 
@@ -132,6 +133,7 @@ def train_student(
             seed=config.seed,
             views_per_image=config.views_per_image,
             shard_rows=shard_rows,
+            available=None if published.available is None else published.available.views,
         ),
         config,
         run.folder,
@@ -149,6 +151,7 @@ def train_student(
         "teachers": list(published.names),
         "steps": result.steps,
         "rows": len(rows),
+        "labels": published.coverage(),
         "resumed_from": result.resumed_from,
         "seconds": round(result.seconds, 3),
         "images_per_second": round(result.images / max(result.seconds, 1e-9), 1),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,10 @@ import pytest
 
 from pipeline.locations import is_local
 from pipeline.store import SoftLabelStore, create_soft_labels, open_soft_labels
+from pipeline.store.garbage import find_garbage, remove_garbage
+from pipeline.store.layout import write_attributes
+from pipeline.store.published import publish
+from pipeline.workspace import Workspace
 from storage_schemas.soft_labels import SoftLabelSchema, encode
 
 Codes = tuple[npt.NDArray[Any], npt.NDArray[Any]]
@@ -101,3 +107,35 @@ def full_store(location: Path, template: Path) -> SoftLabelStore:
             if file.is_file():
                 (path / file.relative_to(template).as_posix()).write_bytes(file.read_bytes())
     return open_soft_labels(path)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, template: Path) -> Workspace:
+    """Four stores of one split and one of the other; number 2 is published."""
+    for number in range(4):
+        _copy(template, tmp_path, f"{number}", 1000 * number)
+    _copy(template, tmp_path, "test", 1000, split="test")
+    workspace = Workspace(tmp_path)
+    publish(workspace, "birds", {"train": "2", "test": "other"}, {})
+    return workspace
+
+
+def _copy(template: Path, root: Path, name: str, time: float, **fields: Any) -> None:
+    path = root / "labels" / "birds" / f"{name}.zarr"
+    shutil.copytree(template, path)
+    schema = open_soft_labels(path).schema
+    write_attributes(path, schema.model_copy(update={"split": "train"} | fields))
+    for file in [path, *path.rglob("*")]:
+        os.utime(file, (time, time))
+
+
+@pytest.fixture
+def collect() -> Callable[..., dict[str, tuple[str, str]]]:
+    """Remove what can be, and return name -> (action, reason)."""
+
+    def run(workspace: Workspace, keep: int = 0, **options: Any) -> dict[str, tuple[str, str]]:
+        values: dict[str, Any] = {"current": (), "teachers": ("birds",), "keep": keep} | options
+        found = remove_garbage(workspace, find_garbage(workspace, **values))
+        return {Path(item.store).name: (item.action, item.reason) for item in found}
+
+    return run

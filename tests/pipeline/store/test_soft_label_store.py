@@ -280,18 +280,6 @@ def test_growth_keeps_labels_and_names_what_is_new(full_store: SoftLabelStore, c
 
 
 @on_both
-def test_a_retired_row_does_not_hide_a_new_one(full_store: SoftLabelStore) -> None:
-    """With row ids, a shard with as many labels as expected, but of other rows, is missing."""
-    full_store.grow(310)
-    rows = np.array([*range(10, 300), 305])
-    counts = np.bincount(rows // 128, minlength=3)
-    counts[2] = 44
-    assert full_store.missing_shards(counts) == []
-    assert full_store.missing_shards(counts, rows=rows) == [(0, 2), (1, 2)]
-    assert full_store.missing_shards(counts, rows=rows[:-1]) == []
-
-
-@on_both
 def test_growth_that_dies_can_be_repeated(
     full_store: SoftLabelStore, monkeypatch: pytest.MonkeyPatch, cases: Any
 ) -> None:
