@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -86,10 +87,35 @@ def remove(path: Path) -> None:
 
 def folder_bytes(folder: Path) -> int:
     """Return the size of all files below a folder."""
+    return folder_size_and_time(folder)[0]
+
+
+def folder_size_and_time(folder: Path) -> tuple[int, float]:
+    """Return the size of all files below a folder, and when the newest was written (0: none)."""
     if is_local(folder):
-        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    found = bucket_of(folder).find(cast(Any, folder).path, detail=True)
-    return sum(int(info["size"]) for info in found.values())
+        files = [file.stat() for file in folder.rglob("*") if file.is_file()]
+        return sum(f.st_size for f in files), max((f.st_mtime for f in files), default=0.0)
+    found = bucket_of(folder).find(cast(Any, folder).path, detail=True).values()
+    times = [info["LastModified"].timestamp() for info in found if info.get("LastModified")]
+    return sum(int(info["size"]) for info in found), max(times, default=0.0)
+
+
+def remove_folder(folder: Path, *, first: str = "") -> None:
+    """Remove a folder and all below it.
+
+    Args:
+        folder: One that is not there is fine in a bucket, and a FileNotFoundError on a disk.
+        first: In a bucket, the object below it that goes before all others, durably.
+    """
+    if is_local(folder):
+        shutil.rmtree(folder)
+        return
+    if first:
+        remove(folder / first)
+    bucket = bucket_of(folder)
+    objects = list(bucket.find(cast(Any, folder).path))
+    if objects:
+        bucket.rm(objects)
 
 
 def local_folder(path: Path) -> Path:

@@ -87,12 +87,19 @@ def object_lock(path: Path, subject: Path) -> Iterator[Callable[[], None]]:
     lock.check()
 
 
+def object_owner(path: Path) -> str | None:
+    """Return who holds a lock object and for how long; None when nobody alive does."""
+    held = _read(path)
+    return None if held is None or _is_dead(held) else owner_sentence(held.document)
+
+
 class _ObjectLock:
     """The owner's side: taken by the constructor, renewed until `ended` is set."""
 
     def __init__(self, path: Path, subject: Path) -> None:
         self.subject = subject
         self.ended = threading.Event()
+        self._path = path
         self._files = bucket_of(path)
         bucket, key, _ = self._files.split_path(cast(Any, path).path)
         self._object = {"Bucket": bucket, "Key": key}
@@ -194,28 +201,35 @@ class _ObjectLock:
         return str(answer["ETag"])
 
     def _read(self) -> _Held | None:
-        """Return the lock as it is, body and times of one answer; None when there is none."""
-        from fsspec.asyn import sync
+        return _read(self._path)
 
-        try:
-            answer, body = sync(self._files.loop, self._answer)
-        except FileNotFoundError:
-            return None
-        sent = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
-        try:
-            document = json.loads(body)
-        except ValueError:
-            document = {}
-        return _Held(
-            document=document if isinstance(document, dict) else {},
-            etag=str(answer["ETag"]),
-            unrenewed_seconds=(sent - answer["LastModified"]).total_seconds(),
-        )
 
-    async def _answer(self) -> tuple[dict[str, Any], bytes]:
-        answer = await self._files._call_s3("get_object", **self._object)
+def _read(path: Path) -> _Held | None:
+    """Return a lock as it is, body and times of one answer; None when there is none."""
+    from fsspec.asyn import sync
+
+    bucket = bucket_of(path)
+    name, key, _ = bucket.split_path(cast(Any, path).path)
+
+    async def answered() -> tuple[dict[str, Any], bytes]:
+        answer = await bucket._call_s3("get_object", Bucket=name, Key=key)
         async with answer["Body"] as body:
             return answer, await body.read()
+
+    try:
+        answer, body = sync(bucket.loop, answered)
+    except FileNotFoundError:
+        return None
+    sent = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+    try:
+        document = json.loads(body)
+    except ValueError:
+        document = {}
+    return _Held(
+        document=document if isinstance(document, dict) else {},
+        etag=str(answer["ETag"]),
+        unrenewed_seconds=(sent - answer["LastModified"]).total_seconds(),
+    )
 
 
 def _status(error: OSError) -> int | None:

@@ -8,21 +8,24 @@ A store is referred to by its teacher's `published.json`, or by the project file
 newest few are kept, so that a step back costs no labelling. One that is being written or read is
 never touched: both of its locks are needed for removal. It is renamed first and deleted then, so
 under its name it is whole or gone; what a killed removal leaves is listed and removed next time.
+In a bucket, which has no rename, its metadata go first: without them there is no store. Readers
+there hold no lock, so a store counts as in use for a day after its last write.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.locations import folder_size_and_time, is_local, remove_folder, storage_errors
 from pipeline.store.commit import sync
 from pipeline.store.lock import busy_reason, removal_lock
-from pipeline.store.opening import open_soft_labels
+from pipeline.store.opening import has_store, open_soft_labels
 from pipeline.store.published import SPLIT_NAMES, published_path
 from pipeline.workspace import Workspace, read_record
 from storage_schemas.errors import ConcentrateError, ConfigError, StoreError
@@ -32,6 +35,9 @@ Report = Callable[[int, int], None]
 
 _REMOVED = ".removed"
 _PARTIAL = ".partial"
+
+# Longer than any training run is likely to read a store that was replaced under it.
+BUCKET_GRACE_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,12 +120,13 @@ def _described(
 ) -> StoredItem:
     teacher = path.parent.name
     split, labels = "", 0
+    size, written = (0, 0.0) if path.is_symlink() else folder_size_and_time(path)
     action: Action = "keep"
     if path.is_symlink():
         reason = "a link"
     elif path.suffix == _REMOVED:
         action, reason = "remove", "removal was interrupted"
-    elif path.suffix == _PARTIAL:
+    elif path.suffix == _PARTIAL or not has_store(path):
         reason = busy_reason(_place_of(path)) or ""
         if not reason:
             action, reason = "remove", "left by a process that died"
@@ -135,16 +142,17 @@ def _described(
             elif path in current and not reason:
                 reason = "of this project file, not complete"
             reason = reason or busy_reason(path) or ""
+            if not reason and not is_local(path) and time.time() - written < BUCKET_GRACE_SECONDS:
+                reason = "written less than a day ago; readers of a bucket hold no lock"
             if not reason:
                 action, reason = "remove", "nothing refers to it"
-    files = [] if path.is_symlink() else [file.lstat() for file in path.rglob("*")]
     return StoredItem(
         store=str(path.relative_to(workspace.root)),
         teacher=teacher,
         split=split,
         labels=labels,
-        bytes=sum(status.st_size for status in files),
-        written=max((status.st_mtime for status in files), default=path.lstat().st_mtime),
+        bytes=size,
+        written=written,
         action=action,
         reason=reason,
     )
@@ -220,15 +228,18 @@ def _remove(workspace: Workspace, path: Path) -> str | None:
             with removal_lock(_place_of(path)) as busy:
                 if busy or _referred(workspace, path):
                     return busy or "published since"
+                if not is_local(path):
+                    remove_folder(path, first="zarr.json")
+                    return None
                 if not path.name.startswith("."):
                     doomed = path.with_name(f".{path.name}{_REMOVED}")
                     if doomed.exists():  # of a removal that was killed
-                        shutil.rmtree(doomed)
+                        remove_folder(doomed)
                     path.rename(doomed)
                     sync([], path.parent)
-        shutil.rmtree(doomed)
+        remove_folder(doomed)
     except FileNotFoundError:  # another process removes it too
         return None
-    except OSError as error:
+    except storage_errors() as error:
         raise StoreError(f"{doomed} cannot be removed: {error}") from error
     return None

@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pipeline.locations import is_local
-from pipeline.object_lock import object_lock, owner_sentence, refusal
+from pipeline.object_lock import object_lock, object_owner, owner_sentence, refusal
 from storage_schemas.errors import StoreError
 
 
@@ -92,11 +92,21 @@ def removal_lock(store: Path) -> Iterator[str | None]:
     """Hold a store against writers and readers alike; its lock files go with the lock.
 
     Yields:
-        Who writes or reads it, and then nothing is held; None when it is held.
+        Who writes or reads it, and then nothing is held; None when it is held. In a bucket only a
+        writer can be told.
 
     Raises:
         OSError: If its folder cannot be written.
     """
+    if not is_local(store):
+        with ExitStack() as held:
+            try:
+                held.enter_context(object_lock(lock_path(store), store))
+            except StoreError:
+                yield current_writer(store) or "being written"
+                return
+            yield None
+        return
     paths = (lock_path(store), readers_path(store))
     with ExitStack() as held:
         for path in paths:
@@ -113,12 +123,19 @@ def removal_lock(store: Path) -> Iterator[str | None]:
 
 def current_writer(store: Path) -> str | None:
     """Return who writes a store at this moment, as "being written by ..."; None: nobody."""
+    if not is_local(store):
+        owner = object_owner(lock_path(store))
+        return None if owner is None else f"being written by {owner}"
     return _holder(lock_path(store))
 
 
 def busy_reason(store: Path) -> str | None:
-    """Return who writes or reads a store at this moment; None when nobody does."""
-    return current_writer(store) or _holder(readers_path(store))
+    """Return who writes or reads a store at this moment; None when nobody does.
+
+    Readers of a bucket hold nothing: of them this knows nothing.
+    """
+    reader = _holder(readers_path(store)) if is_local(store) else None
+    return current_writer(store) or reader
 
 
 def _holder(path: Path) -> str | None:
