@@ -74,7 +74,9 @@ def draw_counts(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[T
     Anshumann et al., "Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs", ACL
     2025, with the teacher's distribution itself as proposal: then every draw has the same weight,
     and count / K is an unbiased estimate of the distribution. Each draw is the inverse of the
-    cumulative distribution at one uniform, so that equal uniforms give equal labels.
+    cumulative distribution at one uniform, so that equal uniforms give equal labels. (On CUDA the
+    order in which torch adds up is not fixed: a uniform within some 1e-16 of an edge may fall on
+    either side of it.)
 
     Args:
         logits: (B, C_t) finite.

@@ -37,7 +37,7 @@ def lost(labels: Sequence[TeacherLabels]) -> Markup:
                 [
                     found.teacher,
                     f"{count(record.rows)} {record.split}",
-                    decimal(at.temperature),
+                    f"{at.temperature:g}",
                     decimal(record.ranks),
                     percent(100 * at.outside.mean, 2),
                     *_cells(at),

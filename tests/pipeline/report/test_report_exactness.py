@@ -66,7 +66,7 @@ def test_losses_are_shown_by_teacher_and_temperature(text_of) -> None:
     """Mean and largest value of each kind, n/a where there is none, 0 for rounding noise."""
     text = text_of()
     row = text[text.index("512 test") :][:200]
-    assert "2.0 16.0 3.40" in row
+    assert "2 16.0 3.40" in row
     for cell in ("0.012 (0.46)", "0.00021 (0.001)", "0 (0)", "n/a"):
         assert cell in row
     assert "Not measured" not in text
