@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import stat
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -137,7 +138,8 @@ def _described(
             reason = reason or busy_reason(path) or ""
             if not reason:
                 action, reason = "remove", "nothing refers to it"
-    files = [] if path.is_symlink() else [file.lstat() for file in path.rglob("*")]
+    inside = [] if path.is_symlink() else [file.lstat() for file in path.rglob("*")]
+    files = [status for status in inside if stat.S_ISREG(status.st_mode)]
     return StoredItem(
         store=str(path.relative_to(workspace.root)),
         teacher=teacher,
