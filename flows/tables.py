@@ -33,10 +33,10 @@ def show_plan(plan: dict[str, Any]) -> None:
     console.print(f"images: {images}; {plan['quarantined']} quarantined")
     if plan["no_teacher"]:
         classes = list(plan["no_teacher"])
+        more = f" and {len(classes) - 5:,} more" if len(classes) > 5 else ""
         console.print(
             f"left out: {sum(plan['no_teacher'].values()):,} training images that no teacher "
-            f"labels, of {len(classes):,} classes: {escape(', '.join(classes[:5]))}"
-            f"{' and others' if len(classes) > 5 else ''}"
+            f"labels, of {escape(', '.join(classes[:5]))}{more}"
         )
     if not plan["work"]:
         console.print("everything is up to date")
