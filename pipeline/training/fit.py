@@ -151,7 +151,7 @@ def fit(
 
     Raises:
         TrainingError: If the loss is not finite, or no checkpoint can be read.
-        StoreError: If another process trains in the same folder.
+        StoreError: If another process trains in the same folder, or has taken its lock over.
     """
     with writer_lock(folder) as check_lock:
         return _fit_alone(
