@@ -19,6 +19,7 @@ from pipeline.store.layout import (
     ARRAYS,
     array_digest,
     create_arrays,
+    limit_problems,
     read_document,
     shape_problems,
     write_attributes,
@@ -41,9 +42,13 @@ def create_soft_labels(
         cache_bytes: Memory for shards that `read` and `fetch` have decompressed.
 
     Raises:
+        SchemaMismatchError: If it would be larger than readers take on; lists every limit.
         StoreError: If something is there already, or the place cannot be written.
     """
     path = Path(path)
+    problems = limit_problems(schema)
+    if problems:
+        raise SchemaMismatchError(f"{path} cannot be created", problems)
     stamped: dict[str, Any] = {}
     if not schema.library_versions:
         stamped["library_versions"] = {name: version(name) for name in ("zarr", "numpy")}

@@ -6,7 +6,9 @@ In: `ShardFiles`, which owns the three Zarr arrays of a store. Left out: rows ac
 
 from __future__ import annotations
 
+import gzip
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,17 @@ import numpy.typing as npt
 import zarr
 
 from pipeline.store.commit import shard_crc, sync
-from pipeline.store.layout import ARRAYS, array_shape, shard_file
+from pipeline.store.layout import ARRAYS, array_shape, read_document, shard_file
+from pipeline.store.shard_index import ShardForm, shard_form, shard_problem
 from storage_schemas.errors import CorruptLabelError, MissingLabelError, StoreError
 from storage_schemas.soft_labels import SoftLabelSchema
 
 Array = npt.NDArray[Any]
-DECODING_ERRORS = (ValueError, RuntimeError, KeyError, IndexError, TypeError)
+DECODING_ERRORS = (
+    *(ValueError, RuntimeError, KeyError, IndexError, TypeError),
+    *(ArithmeticError, AttributeError, AssertionError, EOFError, MemoryError),
+    *(gzip.BadGzipFile, zlib.error),
+)
 
 
 class ShardFiles:
@@ -35,6 +42,7 @@ class ShardFiles:
         self.path = path
         self.schema = schema
         self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._forms: dict[str, ShardForm] = {}
         self._pid = os.getpid()
 
     def _array(self, name: str) -> zarr.Array[Any]:
@@ -48,6 +56,14 @@ class ShardFiles:
                     f"{self.path}: array {name} does not open: {error}; label again"
                 ) from error
         return self._arrays[name]
+
+    def structure_problem(self, name: str, view: int, shard: int) -> str | None:
+        """Return what is wrong with a shard file as a file, without decoding it."""
+        if name not in self._forms:
+            types = {"ids": self.schema.ids_dtype, "gaps": self.schema.gaps_dtype}
+            document = read_document(self.path, name)
+            self._forms[name] = shard_form(document, types[name].itemsize)
+        return shard_problem(shard_file(self.path, name, view, shard), self._forms[name])
 
     def _check_place(self, view: int, shard: int) -> None:
         if not (0 <= view < self.schema.num_views and 0 <= shard < self.schema.num_shards):
@@ -172,6 +188,9 @@ class ShardFiles:
         found = []
         for name, crc in zip(("ids", "gaps"), expected, strict=True):
             try:
+                problem = self.structure_problem(name, view, shard)
+                if problem is not None:
+                    raise self._corrupt(name, view, shard, problem)
                 values = np.asarray(self._array(name)[view, span.start : span.stop])
             except DECODING_ERRORS as error:
                 raise self._corrupt(name, view, shard, str(error)) from error
