@@ -62,6 +62,10 @@ def show_records(records: list[dict[str, Any]]) -> None:
 def _cell(value: Any) -> str:
     if isinstance(value, list):
         return f"{len(value)}" if value else "none"
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

@@ -131,6 +131,20 @@ def checked_logits(
     return logits
 
 
+def teacher_reader(
+    project: Project, spec: TeacherSpec, manifest: Manifest, split: int
+) -> ViewReader:
+    """Return the reader of the views that a teacher labels."""
+    recipe = split_recipe(project, split)
+    return ViewReader(
+        open_source(project.data, project.workspace),
+        manifest.keys,
+        recipe,
+        spec.config.input,
+        mix_pools(manifest, split, spec.route[:, None]) if recipe.mix is not None else None,
+    )
+
+
 def label_shards(
     project: Project,
     spec: TeacherSpec,
@@ -157,14 +171,7 @@ def label_shards(
     device = pick_device(project.runtime.device)
     teacher = load_teacher(spec, device)
     split = SPLIT_NAMES.index(str(store.schema.split))
-    recipe = split_recipe(project, split)
-    reader = ViewReader(
-        open_source(project.data, project.workspace),
-        manifest.keys,
-        recipe,
-        spec.config.input,
-        mix_pools(manifest, split, spec.route[:, None]) if recipe.mix is not None else None,
-    )
+    reader = teacher_reader(project, spec, manifest, split)
     rows_of_teacher = routed_rows(manifest, split, spec.route)
     started = time.perf_counter()
     with ThreadPoolExecutor(max_workers=_WRITERS) as writer:
@@ -184,7 +191,7 @@ def label_shards(
                     with torch.inference_mode():
                         output = teacher(images[position].to(device, non_blocking=True))
                         logits = checked_logits(output, spec, batch, view)
-                        coded = _coded(store.schema, logits)
+                        coded = coded_labels(store.schema, logits)
                     ids[position, places], gaps[position, places] = coded
                     if report is not None:
                         report(len(batch))
@@ -204,7 +211,9 @@ def label_shards(
     )
 
 
-def _coded(schema: SoftLabelSchema, logits: Tensor) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def coded_labels(
+    schema: SoftLabelSchema, logits: Tensor
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Return ids and gaps of (B, C_t) logits as they are stored."""
     found = sparsify(
         logits, k=schema.k, temperatures=schema.temperatures, activation=schema.activation
