@@ -90,6 +90,11 @@ class SoftLabelSchema(BaseModel):
                     f"{name} must be {self.num_classes} different values, got {len(values)} of "
                     f"which {len(set(values))} differ"
                 )
+        hidden = [name for name in (self.teacher, *self.classes) if not name.isprintable()]
+        if hidden:
+            raise ValueError(
+                f"teacher and classes must hold printable characters only, got {hidden[0]!r:.200}"
+            )
         if len(set(self.temperatures)) != len(self.temperatures):
             raise ValueError(f"temperatures must differ, got {list(self.temperatures)}")
         if self.shard_rows % self.chunk_rows:

@@ -11,6 +11,7 @@ import typer
 
 from flows.cli.options import AsJson, Config, Sets, Teacher, prepare, show, user_errors
 from pipeline.config import load_project
+from storage_schemas.printable import printable
 
 Depth = Annotated[
     Literal["quick", "full", "audit"],
@@ -114,4 +115,8 @@ def report(config: Config, sets: Sets = None, as_json: AsJson = False) -> None:
         _, path, overrides = prepare(config, sets)
         from flows.evaluate_student import report_student
 
-        show({"report": report_student(path, overrides)}, as_json, lambda v: print(v["report"]))
+        show(
+            {"report": report_student(path, overrides)},
+            as_json,
+            lambda v: print(printable(v["report"])),
+        )

@@ -24,15 +24,33 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.durable_files import write_durably
+from pipeline.workspace import inside
 from storage_schemas.errors import LabelSpaceError, ManifestError
 from storage_schemas.label_space import LabelSpace, canonical_digest
-from storage_schemas.manifest import DIGEST_BYTES, MANIFEST_VERSION, Manifest
+from storage_schemas.manifest import (
+    DIGEST_BYTES,
+    MANIFEST_VERSION,
+    TEST,
+    TRAIN,
+    UNLABELLED,
+    Manifest,
+)
 
 INDEX = "manifest.json"
 LABEL_SPACE = "label_space.json"
 QUARANTINE = "quarantine.csv"
 STAMPS = "stamps.parquet"
 REBUILD = "restore it from a backup, or start a new workspace"
+
+LARGEST_ROWS = 2**40
+PART = pa.schema(
+    [
+        ("key", pa.large_string()),
+        ("label", pa.int32()),
+        ("split", pa.uint8()),
+        ("digest", pa.binary(DIGEST_BYTES)),
+    ]
+)
 
 Stamps = dict[str, tuple[tuple[int, int], bytes]]
 """Key -> (stamp, digest) of every sample that was read and decodes."""
@@ -51,12 +69,13 @@ def load_manifest(workspace: Path) -> Manifest:
     """
     folder = _folder(workspace)
     index = _load_index(folder)
-    parts = [_load_part(folder / append["part"]) for append in index["appends"]]
-    rows = sum(len(part) for part in parts)
     ends = tuple(append["rows"] for append in index["appends"])
-    if not parts or ends[-1] != rows:
-        raise ManifestError(f"{folder}: parts must hold {ends[-1:]} rows, got {rows}; {REBUILD}")
-    table = pa.concat_tables(parts)
+    begins = (0, *ends[:-1])
+    table = pa.concat_tables(
+        _load_part(folder / append["part"], append["rows"] - begin)
+        for append, begin in zip(index["appends"], begins, strict=True)
+    )
+    rows = len(table)
     digests = b"".join(table.column("digest").to_pylist())
     manifest = Manifest(
         keys=table.column("key").to_numpy().astype(np.object_),
@@ -71,6 +90,9 @@ def load_manifest(workspace: Path) -> Manifest:
     problem = manifest.chain_problem()
     if problem is not None:
         raise ManifestError(f"{folder}: {problem}; a part was altered: {REBUILD}")
+    known = (manifest.labels >= UNLABELLED) & (manifest.labels < index["num_classes"])
+    if not (known & np.isin(manifest.splits, (TRAIN, TEST))).all():
+        raise ManifestError(f"{folder}: a row has no class or split of the project; {REBUILD}")
     return manifest.with_retired(index["retired"])
 
 
@@ -84,7 +106,7 @@ def load_label_space(workspace: Path) -> LabelSpace:
     index = _load_index(_folder(workspace))
     try:
         space = LabelSpace.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, LabelSpaceError) as error:
+    except (OSError, ValueError, RecursionError, LabelSpaceError) as error:
         raise ManifestError(f"{path} cannot be read: {error}; {REBUILD}") from error
     known = space.classes[: index["num_classes"]]
     if _classes_digest(known) != index["classes_digest"]:
@@ -125,7 +147,7 @@ def save(
     folder = _folder(workspace)
     done = _load_index(folder)["appends"] if has_manifest(workspace) else []
     appends: list[dict[str, Any]] = [
-        {"part": f"part-{position:05d}.parquet", "rows": end, "chain": chain}
+        {"part": _part_name(position), "rows": end, "chain": chain}
         for position, (chain, end) in enumerate(
             zip(manifest.chains, manifest.append_ends, strict=True)
         )
@@ -179,7 +201,7 @@ def exclusive(workspace: Path) -> Iterator[None]:
 
 
 def _folder(workspace: Path) -> Path:
-    return workspace / "data" / "manifest"
+    return inside(workspace, workspace / "data" / "manifest")
 
 
 def _load_index(folder: Path) -> dict[str, Any]:
@@ -187,28 +209,65 @@ def _load_index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         version = index["version"]
+        digest = canonical_digest({key: index[key] for key in index if key != "digest"})
     except FileNotFoundError:
         raise ManifestError(
             f"{path}: no manifest yet; `concentrate run CONFIG` builds it"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ManifestError(f"{path} cannot be read: {error}; {REBUILD}") from error
     if version != MANIFEST_VERSION:
         raise ManifestError(
-            f"{path}: version must be {MANIFEST_VERSION}, got {version!r}; use the release that "
-            "wrote it, or a newer one"
+            f"{path}: version must be {MANIFEST_VERSION}, got {version!r:.80}; use the release "
+            "that wrote it, or a newer one"
         )
-    digest = index.pop("digest", None)
-    if digest != canonical_digest(index):
+    if index.pop("digest", None) != digest:
         raise ManifestError(f"{path}: the file was altered (its digest disagrees); {REBUILD}")
+    problem = _index_problem(index)
+    if problem is not None:
+        raise ManifestError(f"{path}: {problem}; {REBUILD}")
     return dict(index)
 
 
-def _load_part(path: Path) -> pa.Table:
+def _part_name(position: int) -> str:
+    return f"part-{position:05d}.parquet"
+
+
+def _index_problem(index: dict[str, Any]) -> str | None:
+    """Return which field of manifest.json is not what `save` writes, or None."""
+    appends, retired = index.get("appends"), index.get("retired")
+    begin = 0
+    if not isinstance(appends, list) or not appends:
+        return "appends must be a list with an entry for each part"
+    for position, append in enumerate(appends):
+        fields = append if isinstance(append, dict) else {}
+        rows = fields.get("rows")
+        if fields.get("part") != _part_name(position) or not isinstance(fields.get("chain"), str):
+            return f"append {position} must name {_part_name(position)} and a chain digest"
+        if type(rows) is not int or not begin < rows <= LARGEST_ROWS:
+            return f"append {position} must end above row {begin}, got {rows!r:.40}"
+        begin = rows
+    if not isinstance(retired, list) or any(
+        type(row) is not int or not 0 <= row < begin for row in retired
+    ):
+        return f"retired must be a list of rows below {begin}"
+    if type(index.get("num_classes")) is not int or index["num_classes"] < 0:
+        return "num_classes must be a count"
+    return None
+
+
+def _load_part(path: Path, rows: int) -> pa.Table:
     try:
-        return pq.read_table(path, columns=["key", "label", "split", "digest"])
+        with pq.ParquetFile(path) as file:
+            found = file.metadata.num_rows  # before a row is decoded
+            if found != rows:
+                raise ManifestError(f"{path} must hold {rows} rows, got {found}; {REBUILD}")
+            table = file.read(columns=PART.names)
+        if table.schema.remove_metadata() != PART or any(c.null_count for c in table.columns):
+            raise ManifestError(f"{path} must hold columns {PART}, got {table.schema}; {REBUILD}")
     except (OSError, pa.ArrowException) as error:
         raise ManifestError(f"{path} cannot be read: {error}; {REBUILD}") from error
+    return table
 
 
 def _classes_digest(classes: tuple[str, ...]) -> str:
@@ -236,9 +295,21 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()
 
 
+def _visible(text: str) -> str:
+    """Return text with what cannot be printed written as escapes."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in text
+    )
+
+
 def _quarantine_csv(problems: Mapping[str, str]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "reason"])
-    writer.writerows(sorted(problems.items()))
+    # A spreadsheet would take a path that begins like this for a formula, a terminal an escape.
+    writer.writerows(
+        (f"./{key}" if key[:1] in "=+-@" else key, reason)
+        for key, reason in (map(_visible, item) for item in sorted(problems.items()))
+    )
     return text.getvalue().encode(errors="backslashreplace")

@@ -25,6 +25,7 @@ from pipeline.store.layout import (
     write_attributes,
 )
 from pipeline.store.soft_label_store import DEFAULT_CACHE_BYTES, SoftLabelStore
+from pipeline.workspace import inside
 from storage_schemas.errors import CorruptLabelError, SchemaMismatchError, StoreError
 from storage_schemas.label_space import LabelSpace, canonical_digest
 from storage_schemas.soft_label_schema import SOFT_LABEL_VERSION
@@ -81,6 +82,7 @@ def _altered(path: Path, what: str, why: str) -> CorruptLabelError:
 
 
 def _document(path: Path, name: str = "") -> dict[str, Any]:
+    inside(path, path / name / "zarr.json")
     try:
         return read_document(path, name)
     except (ValueError, OSError) as error:

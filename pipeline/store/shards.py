@@ -19,6 +19,7 @@ import zarr
 from pipeline.store.commit import shard_crc, sync
 from pipeline.store.layout import ARRAYS, array_shape, read_document, shard_file
 from pipeline.store.shard_index import ShardForm, shard_form, shard_problem
+from pipeline.workspace import inside
 from storage_schemas.errors import CorruptLabelError, MissingLabelError, StoreError
 from storage_schemas.soft_labels import SoftLabelSchema
 
@@ -114,7 +115,7 @@ class ShardFiles:
             shard_crc(schema, "ids", view, shard, ids),
             shard_crc(schema, "gaps", view, shard, gaps),
         )
-        files = {name: shard_file(self.path, name, view, shard) for name in ARRAYS}
+        files = {name: self._file(name, view, shard) for name in ARRAYS}
         try:
             self.discard(view, shard)
             for name in ("gaps", "ids"):
@@ -134,10 +135,13 @@ class ShardFiles:
     def discard(self, view: int, shard: int) -> None:
         """Remove a commit record, durably: the shard counts as not done."""
         self._check_place(view, shard)
-        record = shard_file(self.path, "commits", view, shard)
+        record = self._file("commits", view, shard)
         if record.exists():
             record.unlink()
             sync([record], self.path)
+
+    def _file(self, name: str, view: int, shard: int) -> Path:
+        return inside(self.path, shard_file(self.path, name, view, shard))
 
     def _write_array(self, name: str, view: int, shard: int, values: Array) -> None:
         # The arrays may be longer than the schema says, after an interrupted growth.

@@ -159,7 +159,7 @@ def stale_reason(run: StudentRun) -> str | None:
         return "training was interrupted; it goes on from the newest checkpoint"
     records = [read_record(path) for path in run.folder.parent.glob("*/student.json")]
     finished: list[dict[str, Any]] = [
-        record for record in records if record is not None and "parts" in record
+        record for record in records if record is not None and isinstance(record.get("parts"), dict)
     ]
     if not finished:
         return "not trained yet"
@@ -181,8 +181,7 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
                 if before.get(key) != after.get(key)
             ]
         elif name == "stores" and isinstance(before, list) and isinstance(after, list):
-            known = {tuple(store) for store in before}
-            found += [f"labels of {store[0]}" for store in after if tuple(store) not in known]
+            found += [f"labels of {store[0]}" for store in after if store not in before]
         else:
             found.append(name)
     return found or ["something"]
