@@ -25,6 +25,7 @@ LARGEST_UINT16_CLASSES = 65_535
 _DERIVED = ("format", "fingerprint", "encoding")
 
 Count = Annotated[int, Field(ge=1, lt=2**32)]
+Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]  # beyond, float32 has no use for it
 
 
 class SoftLabelSchema(BaseModel):
@@ -64,7 +65,7 @@ class SoftLabelSchema(BaseModel):
     k: Count
     num_classes: int = Field(ge=1, lt=2**32 - 1)
     activation: Literal["softmax", "sigmoid"] = "softmax"
-    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0,), min_length=1)
+    temperatures: tuple[Temperature, ...] = Field((1.0,), min_length=1)
     precision: Literal["compact", "exact"] = "compact"
     shard_rows: Count
     chunk_rows: Count

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Fraction, Name, PositiveInt, Settings
 from pipeline.config.training import InputConfig, TrainingConfig
+from storage_schemas.soft_label_schema import Temperature
 
 
 class SpecialistConfig(TrainingConfig):
@@ -44,7 +45,7 @@ class LabelConfig(Settings):
 
     k: int = Field(16, ge=1, le=1024)
     activation: Literal["softmax", "sigmoid"] = "softmax"
-    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0,), min_length=1)
+    temperatures: tuple[Temperature, ...] = Field((1.0,), min_length=1)
     precision: Literal["compact", "exact"] = "compact"
     shard_rows: PositiveInt | None = Field(None, description="null: by the number of rows")
     chunk_rows: PositiveInt | None = None

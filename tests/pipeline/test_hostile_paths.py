@@ -163,8 +163,7 @@ def test_a_signed_manifest_cannot_ask_for_what_it_may_not_have(root: Path, chang
     """Parts elsewhere, impossible rows and fields of another type are refused with the field."""
     sign(root / "work" / "data" / "manifest" / "manifest.json", change)
     with pytest.raises(ManifestError, match="restore it from a backup"):
-        load_manifest(root / "work")
-        load_label_space(root / "work")
+        (load_manifest(root / "work"), load_label_space(root / "work"))
 
 
 def test_a_manifest_of_another_schema_is_refused(root: Path) -> None:
