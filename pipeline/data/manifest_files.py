@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.data.manifest_index import index_problem, part_name
 from pipeline.durable_files import write_durably
 from pipeline.workspace import inside
 from storage_schemas.errors import LabelSpaceError, ManifestError
@@ -42,7 +43,6 @@ QUARANTINE = "quarantine.csv"
 STAMPS = "stamps.parquet"
 REBUILD = "restore it from a backup, or start a new workspace"
 
-LARGEST_ROWS = 2**40
 PART = pa.schema(
     [
         ("key", pa.large_string()),
@@ -147,7 +147,7 @@ def save(
     folder = _folder(workspace)
     done = _load_index(folder)["appends"] if has_manifest(workspace) else []
     appends: list[dict[str, Any]] = [
-        {"part": _part_name(position), "rows": end, "chain": chain}
+        {"part": part_name(position), "rows": end, "chain": chain}
         for position, (chain, end) in enumerate(
             zip(manifest.chains, manifest.append_ends, strict=True)
         )
@@ -223,37 +223,10 @@ def _load_index(folder: Path) -> dict[str, Any]:
         )
     if index.pop("digest", None) != digest:
         raise ManifestError(f"{path}: the file was altered (its digest disagrees); {REBUILD}")
-    problem = _index_problem(index)
+    problem = index_problem(index)
     if problem is not None:
         raise ManifestError(f"{path}: {problem}; {REBUILD}")
     return dict(index)
-
-
-def _part_name(position: int) -> str:
-    return f"part-{position:05d}.parquet"
-
-
-def _index_problem(index: dict[str, Any]) -> str | None:
-    """Return which field of manifest.json is not what `save` writes, or None."""
-    appends, retired = index.get("appends"), index.get("retired")
-    begin = 0
-    if not isinstance(appends, list) or not appends:
-        return "appends must be a list with an entry for each part"
-    for position, append in enumerate(appends):
-        fields = append if isinstance(append, dict) else {}
-        rows = fields.get("rows")
-        if fields.get("part") != _part_name(position) or not isinstance(fields.get("chain"), str):
-            return f"append {position} must name {_part_name(position)} and a chain digest"
-        if type(rows) is not int or not begin < rows <= LARGEST_ROWS:
-            return f"append {position} must end above row {begin}, got {rows!r:.40}"
-        begin = rows
-    if not isinstance(retired, list) or any(
-        type(row) is not int or not 0 <= row < begin for row in retired
-    ):
-        return f"retired must be a list of rows below {begin}"
-    if type(index.get("num_classes")) is not int or index["num_classes"] < 0:
-        return "num_classes must be a count"
-    return None
 
 
 def _load_part(path: Path, rows: int) -> pa.Table:

@@ -1,7 +1,8 @@
-"""A checkpoint that would run code when it is read."""
+"""Checkpoints that would run code when they are read, and student records of any content."""
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 
@@ -9,7 +10,10 @@ import pytest
 import torch
 
 from pipeline.training.checkpoints import load_newest_checkpoint
+from pipeline.training.prediction import load_student_folder
 from storage_schemas.errors import TrainingError
+
+SPACE = {"version": 1, "classes": ["all/a", "all/b"]}
 
 
 class Evil:
@@ -37,3 +41,24 @@ def test_a_pickled_checkpoint_is_not_run(tmp_path: Path, form: str) -> None:
     assert not target.exists()
     pickle.loads(pickle.dumps(Evil(target)))
     assert target.exists()
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"student": 5, "label_space": {}},
+        {"student": {}, "label_space": [1]},
+        {"student": {}, "label_space": {"version": 1, "classes": 7}},
+        {"student": {"builder": "python:no.such:thing"}, "label_space": SPACE},
+        {"student": {"builder": "torchvision:../x"}, "label_space": SPACE},
+        {"student": {"builder_args": {"width": "wide"}}, "label_space": SPACE},
+        {"student": {"seed": 1e400}, "label_space": SPACE},
+    ],
+)
+def test_a_hostile_student_record_is_our_error(tmp_path: Path, record: dict[str, object]) -> None:
+    """Whatever student.json holds, `predict` ends with a message."""
+    (tmp_path / "student.json").write_text(json.dumps(record))
+    (tmp_path / "weights.safetensors").write_bytes(b"\xff" * 64)
+    with pytest.raises(TrainingError, match="train it again"):
+        load_student_folder(tmp_path)
