@@ -22,6 +22,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from storage_schemas.printable import printable
+
 console = Console(stderr=True, highlight=False)
 _LINE_EVERY_SECONDS = 30.0
 
@@ -73,7 +75,8 @@ class Bar:
         if self._task is not None:
             _display().remove_task(self._task)
         note = f"  ({self._note})" if self._note else ""
-        console.print(f"  {self._description}: {mark} {seconds:.1f} s{note}", markup=False)
+        text = f"  {self._description}: {mark} {seconds:.1f} s{note}"
+        console.print(printable(text), markup=False)
 
 
 _progress: Progress | None = None
@@ -119,4 +122,4 @@ def bar(description: str, total: int | None = None) -> Iterator[Bar]:
 
 def say(message: str) -> None:
     """Print one line for the person who waits."""
-    console.print(message, markup=False)
+    console.print(printable(message), markup=False)

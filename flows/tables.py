@@ -10,9 +10,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from storage_schemas.printable import printable
 from storage_schemas.selection import described
 
 console = Console(highlight=False)
+
+
+def _text(value: object) -> str:
+    """Return text that is shown as it is: neither markup of rich nor speech to the terminal."""
+    return escape(printable(value))
 
 
 def _size(count: float) -> str:
@@ -45,8 +51,8 @@ def show_plan(plan: dict[str, Any]) -> None:
     for item in plan["work"]:
         table.add_row(
             item["stage"],
-            escape(item["target"]),
-            escape(item["reason"]),
+            _text(item["target"]),
+            _text(item["reason"]),
             *(f"{item[name]:,}" if item[name] else "" for name in ("rows", "labels", "shards")),
             _size(item["bytes"]) if item["bytes"] else "",
         )
@@ -63,13 +69,17 @@ def show_records(records: list[dict[str, Any]]) -> None:
     names = list(records[0])
     table = Table(*names)
     for record in records:
-        table.add_row(*(escape(_cell(record[name])) for name in names))
+        table.add_row(*(_text(_cell(record[name])) for name in names))
     console.print(table)
 
 
 def _cell(value: Any) -> str:
     if isinstance(value, list):
         return f"{len(value)}" if value else "none"
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -105,7 +115,7 @@ def show_evaluation(evaluation: dict[str, Any]) -> None:
         own = [s["top1"] for s in specialists.values() if s["verticals"] == [vertical]]
         there = control["verticals"][vertical] if control else {}
         table.add_row(
-            escape(vertical),
+            _text(vertical),
             f"{here['classes']:,}",
             f"{here['images']:,}",
             _percent(max((value for value in own if value is not None), default=None)),
@@ -143,12 +153,12 @@ def show_run(result: dict[str, Any]) -> None:
     )
     if result["quarantined"]:
         console.print(f"quarantined: {result['quarantined']} files that do not decode")
-    console.print(f"report: {result['report']}", soft_wrap=True)
+    console.print(f"report: {_text(result['report'])}", soft_wrap=True)
 
 
 def show_store(summary: dict[str, Any]) -> None:
     """Show what a store holds."""
-    table = Table(show_header=False, title=escape(summary["path"]), title_justify="left")
+    table = Table(show_header=False, title=_text(summary["path"]), title_justify="left")
     temperatures = ", ".join(f"{value:g}" for value in summary["temperatures"])
     coverage = ", ".join(f"{100 * value:.1f} %" for value in summary["coverage"])
     kept = described(summary["selection"], summary["k"], summary["top_p"])
@@ -164,7 +174,7 @@ def show_store(summary: dict[str, Any]) -> None:
         ("most frequent", ", ".join(f"{n} ({c:,})" for n, c in summary["top_classes"][:5])),
         ("health", "sound" if not summary["problems"] else "\n".join(summary["problems"])),
     ):
-        table.add_row(name, escape(value))
+        table.add_row(name, _text(value))
     console.print(table)
 
 
@@ -199,16 +209,16 @@ def show_garbage(items: list[dict[str, Any]]) -> None:
 def show_predictions(found: dict[str, Any]) -> None:
     """Show the top classes of images."""
     for item in found["predictions"]:
-        console.print(f"[bold]{escape(item['image'])}[/bold]")
+        console.print(f"[bold]{_text(item['image'])}[/bold]")
         for name, probability in item["top"]:
-            console.print(f"  {100 * probability:5.1f} %  {escape(name)}")
+            console.print(f"  {100 * probability:5.1f} %  {_text(name)}")
 
 
 def show_started(started: dict[str, Any]) -> None:
     """Show what `init` wrote and what is left to the user."""
-    console.print(f"wrote {started['config']}", soft_wrap=True)
+    console.print(f"wrote {_text(started['config'])}", soft_wrap=True)
     for line in started["found"]:
-        console.print(f"  {escape(line)}")
+        console.print(f"  {_text(line)}")
     console.print("to fill in:")
     for line in started["to_do"]:
-        console.print(f"  - {escape(line)}", soft_wrap=True)
+        console.print(f"  - {_text(line)}", soft_wrap=True)

@@ -15,6 +15,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import sys
 from pathlib import Path
 from typing import Any, cast
@@ -66,15 +67,29 @@ def bucket_of(path: Path) -> Any:
     return cast(Any, path).fs
 
 
-def read_whole(path: Path) -> bytes:
+def read_whole(path: Path, *, largest: int | None = None) -> bytes:
     """Return the bytes of a file or object.
 
     An object comes as one answer: `path.read_bytes()` would ask for its size first, and cut what
     another process has replaced by something longer in between.
+
+    Args:
+        path: A regular file; a pipe could keep the reader for ever.
+        largest: How many bytes a file of a local disk may hold.
+
+    Raises:
+        OSError: If it cannot be read (see also `storage_errors`); FileNotFoundError if it is not
+            there or no regular file.
+        ValueError: If it is larger than allowed.
     """
-    if is_local(path):
-        return path.read_bytes()
-    return cast(bytes, bucket_of(path).cat_file(cast(Any, path).path))
+    if not is_local(path):
+        return cast(bytes, bucket_of(path).cat_file(cast(Any, path).path))
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise FileNotFoundError(f"{path} is no regular file")
+    if largest is not None and status.st_size > largest:
+        raise ValueError(f"must be at most {largest} bytes, got {status.st_size}")
+    return path.read_bytes()
 
 
 def remove(path: Path) -> None:

@@ -24,7 +24,7 @@ _STEP: Final = 2.0**-52
 
 
 def draw_uniforms(
-    seed: int, rows: npt.NDArray[np.int64], view: int, draws: int
+    seed: int, rows: npt.NDArray[np.int64], view: int | npt.NDArray[np.int64], draws: int
 ) -> npt.NDArray[np.float64]:
     """Return (B, draws) uniforms in the open interval (0, 1) for the labels of B rows in a view.
 
@@ -34,7 +34,7 @@ def draw_uniforms(
     Args:
         seed: Of the view recipe, below 2^64.
         rows: (B,) manifest rows, >= 0.
-        view: View number, in [0, 2^32).
+        view: View number, in [0, 2^32), or (B,) of them.
         draws: At least 1, below 2^32.
     """
     low, high = split_words(rows)

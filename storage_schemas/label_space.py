@@ -16,7 +16,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +24,18 @@ import numpy.typing as npt
 from storage_schemas.errors import LabelSpaceError
 
 LABEL_SPACE_VERSION = 1
+HINTS = 8
+LONGEST_HINT = 200
 
 
 def canonical_digest(value: Any) -> str:
     """Return the sha256 hex digest of a JSON value in canonical form (sorted keys, no spaces)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _are_names(value: Any) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 def _name_problem(name: str) -> str | None:
@@ -161,13 +167,20 @@ class LabelSpace:
         Raises:
             LabelSpaceError: If the version or the shape is not the one of this code.
         """
-        if value.get("version") != LABEL_SPACE_VERSION:
+        version = value.get("version") if isinstance(value, Mapping) else None
+        if version != LABEL_SPACE_VERSION:
             raise LabelSpaceError(
-                "label space",
-                [f"version must be {LABEL_SPACE_VERSION}, got {value.get('version')!r}"],
+                "label space", [f"version must be {LABEL_SPACE_VERSION}, got {version!r:.80}"]
             )
-        parents = {child: tuple(names) for child, names in value.get("parents", {}).items()}
-        return cls(classes=tuple(value["classes"]), parents=parents)
+        classes, parents = value.get("classes"), value.get("parents", {})
+        if not _are_names(classes):
+            raise LabelSpaceError("label space", ["classes must be a list of names"])
+        if not isinstance(parents, Mapping) or not all(map(_are_names, parents.values())):
+            raise LabelSpaceError("label space", ["parents must map names to lists of names"])
+        return cls(
+            classes=tuple(classes),
+            parents={child: tuple(names) for child, names in parents.items()},
+        )
 
     @functools.cached_property
     def digest(self) -> str:
@@ -253,7 +266,10 @@ class LabelMap:
                     f"class {position} {name!r} is ambiguous: write one of {sorted(candidates)}"
                 )
             else:
-                near = difflib.get_close_matches(name, [*bare, *space.index], n=3)
+                # Each search takes as long as there are classes: a wholly wrong list gets a few.
+                searched = len(problems) < HINTS and len(name) <= LONGEST_HINT
+                known = [*bare, *space.index] if searched else []
+                near = difflib.get_close_matches(name, known, n=3)
                 hint = f"; did you mean {near}?" if near else ""
                 problems.append(f"class {position} {name!r} is not in the label space{hint}")
         if not problems:

@@ -28,6 +28,7 @@ _DERIVED = ("format", "fingerprint", "encoding")
 _DEFAULTS = {"selection": "top_k", "top_p": None}
 
 Count = Annotated[int, Field(ge=1, lt=2**32)]
+Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]  # beyond, float32 has no use for it
 
 
 class SoftLabelSchema(BaseModel):
@@ -72,7 +73,7 @@ class SoftLabelSchema(BaseModel):
     activation: Literal["softmax", "sigmoid"] = "softmax"
     selection: Selection = "top_k"
     top_p: float | None = Field(None, gt=0, le=1)
-    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0,), min_length=1)
+    temperatures: tuple[Temperature, ...] = Field((1.0,), min_length=1)
     precision: Literal["compact", "exact"] = "compact"
     shard_rows: Count
     chunk_rows: Count
@@ -101,6 +102,11 @@ class SoftLabelSchema(BaseModel):
                     f"{name} must be {self.num_classes} different values, got {len(values)} of "
                     f"which {len(set(values))} differ"
                 )
+        hidden = [name for name in (self.teacher, *self.classes) if not name.isprintable()]
+        if hidden:
+            raise ValueError(
+                f"teacher and classes must hold printable characters only, got {hidden[0]!r:.200}"
+            )
         if len(set(self.temperatures)) != len(self.temperatures):
             raise ValueError(f"temperatures must differ, got {list(self.temperatures)}")
         if self.shard_rows % self.chunk_rows:

@@ -19,6 +19,7 @@ from flows.environment import prepare_environment
 from pipeline.config import Project, load_project
 from pipeline.locations import bucket_errors
 from storage_schemas.errors import ConcentrateError
+from storage_schemas.printable import printable
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The project file.")]
 Sets = Annotated[
@@ -38,7 +39,7 @@ def user_errors() -> Iterator[None]:
         yield
     except ConcentrateError as error:
         stop_display()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         stop_display()
@@ -55,9 +56,15 @@ def user_errors() -> Iterator[None]:
 def show(value: Any, as_json: bool, as_table: Callable[[Any], None]) -> None:
     """Print a result to stdout, as one JSON value or as a table for a person."""
     if as_json:
-        print(json.dumps(value, ensure_ascii=False))
+        print(_visible_json(value))
     else:
         as_table(value)
+
+
+def _visible_json(value: Any) -> str:
+    """Return one line of JSON in which whatever a terminal would not print is an escape."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def prepare(config: Path, sets: list[str] | None) -> tuple[Project, str, list[str]]:

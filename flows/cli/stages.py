@@ -11,10 +11,17 @@ import typer
 
 from flows.cli.options import AsJson, Config, Sets, Teacher, prepare, show, user_errors
 from pipeline.config import load_project
+from storage_schemas.printable import printable
 
 Depth = Annotated[
-    Literal["quick", "full"],
-    typer.Option("--depth", help="quick: records and sizes. full: every byte."),
+    Literal["quick", "full", "audit"],
+    typer.Option(
+        "--depth",
+        help="quick: records and file structure. full: every byte. audit: run the teachers again.",
+    ),
+]
+Sample = Annotated[
+    int, typer.Option("--sample", min=1, help="Labels of each store that an audit compares.")
 ]
 
 
@@ -70,15 +77,16 @@ def verify(
     sets: Sets = None,
     teacher: Teacher = None,
     depth: Depth = "quick",
+    sample: Sample = 256,
     as_json: AsJson = False,
 ) -> None:
-    """Check the label stores against their commit records; exit code 1 if one is damaged."""
+    """Check the label stores, or their teachers again; exit code 1 if a store is not sound."""
     with user_errors():
         _, path, overrides = prepare(config, sets)
         from flows import tables
         from flows.verify_stores import verify_stores
 
-        show(verify_stores(path, overrides, teacher, depth), as_json, tables.show_records)
+        show(verify_stores(path, overrides, teacher, depth, sample), as_json, tables.show_records)
 
 
 def train(config: Config, sets: Sets = None, as_json: AsJson = False) -> None:
@@ -107,4 +115,8 @@ def report(config: Config, sets: Sets = None, as_json: AsJson = False) -> None:
         _, path, overrides = prepare(config, sets)
         from flows.evaluate_student import report_student
 
-        show({"report": report_student(path, overrides)}, as_json, lambda v: print(v["report"]))
+        show(
+            {"report": report_student(path, overrides)},
+            as_json,
+            lambda v: print(printable(v["report"])),
+        )

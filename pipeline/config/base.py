@@ -30,4 +30,6 @@ PositiveInt = Annotated[int, Field(ge=1)]
 class Settings(BaseModel):
     """Base of all models: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )

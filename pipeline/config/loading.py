@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from pipeline.config.bounded_yaml import read_yaml
 from pipeline.config.data import GlyphData, ImageFolderData, TorchvisionData
 from pipeline.config.project import Project
 from pipeline.locations import is_local
@@ -66,7 +66,7 @@ def _sentence(error: ErrorDetails, tree: Any) -> str:
     if error["type"] == "missing":
         return f"{where}: required, and missing"
     message = error["msg"].removeprefix("Value error, ")
-    got = "" if error["type"] == "value_error" else f", got {error.get('input')!r}"
+    got = "" if error["type"] == "value_error" else f", got {error.get('input')!r:.200}"
     return f"{where}: {message}{got}" if where else f"{message}{got}"
 
 
@@ -79,9 +79,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
     if not separator or not key:
         return f"--set must be key.path=value, got {override!r}"
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        return f"--set {key}: value is not YAML ({error})"
+        value = read_yaml(text)
+    except ValueError as error:
+        return f"--set {key}: value {error}"
     *parents, last = key.split(".")
     node: Any = tree
     for part in parents:
@@ -103,8 +103,11 @@ def _apply_override(tree: dict[str, Any], override: str) -> str | None:
 
 
 def _absolute(path: Path, base: Path) -> Path:
-    path = path.expanduser()
-    return (path if path.is_absolute() else base / path).resolve()
+    try:
+        path = path.expanduser()
+        return (path if path.is_absolute() else base / path).resolve()
+    except (ValueError, RuntimeError, OSError) as error:  # NUL, an unknown ~user, a loop of links
+        raise ConfigError(str(base), [f"path {str(path)!r:.200} cannot be used: {error}"]) from None
 
 
 def _resolve_paths(project: Project, base: Path) -> Project:
@@ -149,13 +152,15 @@ def load_project(path: Path | str, overrides: Sequence[str] = ()) -> Project:
     """
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not path.is_file() and path.exists():  # a pipe could keep the reader for ever
+            raise ConfigError(str(path), ["is not a regular file"])
+        tree = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(str(path), ["no such file; `concentrate init` writes one"]) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), [f"cannot be read: {error}"]) from None
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ConfigError(str(path), [f"is not YAML: {error}"]) from None
+    except ValueError as error:
+        raise ConfigError(str(path), [str(error)]) from None
     if not isinstance(tree, dict):
         raise ConfigError(str(path), [f"must be a mapping, got {type(tree).__name__}"])
     problems = [p for p in (_apply_override(tree, override) for override in overrides) if p]

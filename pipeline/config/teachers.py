@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Fraction, Name, PositiveInt, Settings
 from pipeline.config.training import InputConfig, TrainingConfig
 from storage_schemas.selection import Selection, selection_problems
+from storage_schemas.soft_label_schema import Temperature
 
 
 class SpecialistConfig(TrainingConfig):
@@ -59,7 +60,7 @@ class LabelConfig(Settings):
         None, gt=0, le=1, description=f"only under top_p, then {DEFAULT_TOP_P} unless given"
     )
     activation: Literal["softmax", "sigmoid"] = "softmax"
-    temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field((1.0,), min_length=1)
+    temperatures: tuple[Temperature, ...] = Field((1.0,), min_length=1)
     precision: Literal["compact", "exact"] = "compact"
     shard_rows: PositiveInt | None = Field(None, description="null: by the number of rows")
     chunk_rows: PositiveInt | None = None

@@ -18,6 +18,9 @@ from storage_schemas.errors import UnreadableImageError
 MAX_PIXELS = 89_478_485
 """A quarter of a gigabyte as RGB: Pillow's own limit against decompression bombs."""
 
+MAX_FILE_BYTES = 2**29
+"""What MAX_PIXELS take without compression, three channels of 16 bit each."""
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "TGA", "AVIF")
 """Raster formats only: Pillow's PostScript reader would start another program."""
 

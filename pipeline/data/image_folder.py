@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 
 from pipeline.config import ImageFolderData
-from pipeline.data.decoding import SUFFIXES, decode_image
+from pipeline.data.decoding import MAX_FILE_BYTES, SUFFIXES, decode_image
 from pipeline.data.source import Sample, Source, clean_name, qualified_names, split_of
 from storage_schemas.errors import DataError, UnreadableImageError
 from storage_schemas.manifest import TEST, TRAIN
@@ -117,6 +117,13 @@ class ImageFolderSource(Source):
                 raise UnreadableImageError(f"{path}: a link that leaves {base}; copy the file")
             if path.is_dir():
                 raise UnreadableImageError(f"{path}: linked folders are not followed")
+            if not path.is_file():  # a pipe could keep the reader for ever
+                raise UnreadableImageError(f"{path}: is not a regular file")
+            size = path.stat().st_size
+            if size > MAX_FILE_BYTES:
+                raise UnreadableImageError(
+                    f"{path}: an image file must have at most {MAX_FILE_BYTES} bytes, got {size}"
+                )
             return path.read_bytes()
         except OSError as error:
             raise UnreadableImageError(f"{path}: {error.strerror or error}") from error

@@ -23,18 +23,36 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.data.manifest_index import index_problem, part_name
 from pipeline.durable_files import write_durably
 from pipeline.locations import is_local, read_whole
 from pipeline.object_lock import object_lock
+from pipeline.workspace import inside
 from storage_schemas.errors import LabelSpaceError, ManifestError, StoreError
 from storage_schemas.label_space import LabelSpace, canonical_digest
-from storage_schemas.manifest import DIGEST_BYTES, MANIFEST_VERSION, Manifest
+from storage_schemas.manifest import (
+    DIGEST_BYTES,
+    MANIFEST_VERSION,
+    TEST,
+    TRAIN,
+    UNLABELLED,
+    Manifest,
+)
 
 INDEX = "manifest.json"
 LABEL_SPACE = "label_space.json"
 QUARANTINE = "quarantine.csv"
 STAMPS = "stamps.parquet"
 REBUILD = "restore it from a backup, or start a new workspace"
+
+PART = pa.schema(
+    [
+        ("key", pa.large_string()),
+        ("label", pa.int32()),
+        ("split", pa.uint8()),
+        ("digest", pa.binary(DIGEST_BYTES)),
+    ]
+)
 
 Stamps = dict[str, tuple[tuple[int, int], bytes]]
 """Key -> (stamp, digest) of every sample that was read and decodes."""
@@ -53,12 +71,13 @@ def load_manifest(workspace: Path) -> Manifest:
     """
     folder = _folder(workspace)
     index = _load_index(folder)
-    parts = [_load_part(folder / append["part"]) for append in index["appends"]]
-    rows = sum(len(part) for part in parts)
     ends = tuple(append["rows"] for append in index["appends"])
-    if not parts or ends[-1] != rows:
-        raise ManifestError(f"{folder}: parts must hold {ends[-1:]} rows, got {rows}; {REBUILD}")
-    table = pa.concat_tables(parts)
+    begins = (0, *ends[:-1])
+    table = pa.concat_tables(
+        _load_part(folder / append["part"], append["rows"] - begin)
+        for append, begin in zip(index["appends"], begins, strict=True)
+    )
+    rows = len(table)
     digests = b"".join(table.column("digest").to_pylist())
     manifest = Manifest(
         keys=table.column("key").to_numpy().astype(np.object_),
@@ -73,6 +92,9 @@ def load_manifest(workspace: Path) -> Manifest:
     problem = manifest.chain_problem()
     if problem is not None:
         raise ManifestError(f"{folder}: {problem}; a part was altered: {REBUILD}")
+    known = (manifest.labels >= UNLABELLED) & (manifest.labels < index["num_classes"])
+    if not (known & np.isin(manifest.splits, (TRAIN, TEST))).all():
+        raise ManifestError(f"{folder}: a row has no class or split of the project; {REBUILD}")
     return manifest.with_retired(index["retired"])
 
 
@@ -86,7 +108,7 @@ def load_label_space(workspace: Path) -> LabelSpace:
     index = _load_index(_folder(workspace))
     try:
         space = LabelSpace.from_dict(json.loads(read_whole(path)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, LabelSpaceError) as error:
+    except (OSError, ValueError, RecursionError, LabelSpaceError) as error:
         raise ManifestError(f"{path} cannot be read: {error}; {REBUILD}") from error
     known = space.classes[: index["num_classes"]]
     if _classes_digest(known) != index["classes_digest"]:
@@ -127,7 +149,7 @@ def save(
     folder = _folder(workspace)
     done = _load_index(folder)["appends"] if has_manifest(workspace) else []
     appends: list[dict[str, Any]] = [
-        {"part": f"part-{position:05d}.parquet", "rows": end, "chain": chain}
+        {"part": part_name(position), "rows": end, "chain": chain}
         for position, (chain, end) in enumerate(
             zip(manifest.chains, manifest.append_ends, strict=True)
         )
@@ -189,7 +211,7 @@ def exclusive(workspace: Path) -> Iterator[None]:
 
 
 def _folder(workspace: Path) -> Path:
-    return workspace / "data" / "manifest"
+    return inside(workspace, workspace / "data" / "manifest")
 
 
 def _load_index(folder: Path) -> dict[str, Any]:
@@ -197,28 +219,38 @@ def _load_index(folder: Path) -> dict[str, Any]:
     try:
         index = json.loads(read_whole(path))
         version = index["version"]
+        digest = canonical_digest({key: index[key] for key in index if key != "digest"})
     except FileNotFoundError:
         raise ManifestError(
             f"{path}: no manifest yet; `concentrate run CONFIG` builds it"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ManifestError(f"{path} cannot be read: {error}; {REBUILD}") from error
     if version != MANIFEST_VERSION:
         raise ManifestError(
-            f"{path}: version must be {MANIFEST_VERSION}, got {version!r}; use the release that "
-            "wrote it, or a newer one"
+            f"{path}: version must be {MANIFEST_VERSION}, got {version!r:.80}; use the release "
+            "that wrote it, or a newer one"
         )
-    digest = index.pop("digest", None)
-    if digest != canonical_digest(index):
+    if index.pop("digest", None) != digest:
         raise ManifestError(f"{path}: the file was altered (its digest disagrees); {REBUILD}")
+    problem = index_problem(index)
+    if problem is not None:
+        raise ManifestError(f"{path}: {problem}; {REBUILD}")
     return dict(index)
 
 
-def _load_part(path: Path) -> pa.Table:
+def _load_part(path: Path, rows: int) -> pa.Table:
     try:
-        return _table(path).select(["key", "label", "split", "digest"])
-    except (OSError, pa.ArrowException, KeyError) as error:
+        with pq.ParquetFile(pa.BufferReader(read_whole(path))) as file:
+            found = file.metadata.num_rows  # before a row is decoded
+            if found != rows:
+                raise ManifestError(f"{path} must hold {rows} rows, got {found}; {REBUILD}")
+            table = file.read(columns=PART.names)
+        if table.schema.remove_metadata() != PART or any(c.null_count for c in table.columns):
+            raise ManifestError(f"{path} must hold columns {PART}, got {table.schema}; {REBUILD}")
+    except (OSError, pa.ArrowException) as error:
         raise ManifestError(f"{path} cannot be read: {error}; {REBUILD}") from error
+    return table
 
 
 def _table(path: Path) -> pa.Table:
@@ -250,9 +282,21 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()
 
 
+def _visible(text: str) -> str:
+    """Return text with what cannot be printed written as escapes."""
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
+        for c in text
+    )
+
+
 def _quarantine_csv(problems: Mapping[str, str]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["path", "reason"])
-    writer.writerows(sorted(problems.items()))
+    # A spreadsheet would take a path that begins like this for a formula, a terminal an escape.
+    writer.writerows(
+        (f"./{key}" if key[:1] in "=+-@" else key, reason)
+        for key, reason in (map(_visible, item) for item in sorted(problems.items()))
+    )
     return text.getvalue().encode(errors="backslashreplace")

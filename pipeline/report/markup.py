@@ -14,8 +14,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Final, final
 
+from storage_schemas.printable import printable
+
 MISSING: Final = "n/a"
-_KEPT = frozenset(" \n\t\u00a0\u202f")
 _VOID = frozenset({"img", "meta", "br"})
 
 
@@ -24,15 +25,6 @@ class Markup(str):
     """A string that is HTML already."""
 
     __slots__ = ()
-
-
-def printable(value: object) -> str:
-    """Return a value as text that shows what it holds.
-
-    Characters that cannot be printed, among them bidirectional overrides and lone surrogates,
-    become U+FFFD, so that a name cannot reorder the text around it.
-    """
-    return "".join(c if c.isprintable() or c in _KEPT else "\ufffd" for c in str(value))
 
 
 def escaped(value: object) -> Markup:

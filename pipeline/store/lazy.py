@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from storage_schemas.errors import MissingLabelError
-from storage_schemas.soft_labels import DecodedLabels, SoftLabelSchema
+from storage_schemas.soft_labels import DecodedLabels, SoftLabelSchema, decode
 
 if TYPE_CHECKING:
     import dask.array
@@ -67,6 +67,13 @@ def to_dask(store: SoftLabelStore, temperature: float) -> dict[str, dask.array.A
     schema.temperature_index(temperature)
     handle = dask.delayed(store, pure=False, traverse=False)
     names = ("ids", "log_probs", "log_tail", "entropy")
+    if schema.num_shards == 0:  # nothing to put together
+        empty = [part[None] for part in decode(schema, *schema.empty(0), temperature)]
+        found = [*empty, np.empty((1, 0), np.float32)]
+        return {
+            name: da.repeat(da.from_array(values), schema.num_views, axis=0)
+            for name, values in zip(names, found, strict=True)
+        }
     blocks: dict[str, list[list[Any]]] = {name: [] for name in names}
     for view in range(schema.num_views):
         rows: dict[str, list[Any]] = {name: [] for name in names}

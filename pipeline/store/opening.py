@@ -18,11 +18,13 @@ from pipeline.store.layout import (
     ARRAYS,
     array_digest,
     create_arrays,
+    limit_problems,
     read_document,
     shape_problems,
     write_attributes,
 )
 from pipeline.store.soft_label_store import DEFAULT_CACHE_BYTES, SoftLabelStore
+from pipeline.workspace import inside
 from storage_schemas.errors import CorruptLabelError, SchemaMismatchError, StoreError
 from storage_schemas.label_space import LabelSpace, canonical_digest
 from storage_schemas.soft_label_schema import SOFT_LABEL_VERSION
@@ -43,9 +45,13 @@ def create_soft_labels(
         cache_bytes: Memory for shards that `read` and `fetch` have decompressed.
 
     Raises:
+        SchemaMismatchError: If it would be larger than readers take on; lists every limit.
         StoreError: If something is there already, or the place cannot be written.
     """
     path = location(path)
+    problems = limit_problems(schema)
+    if problems:
+        raise SchemaMismatchError(f"{path} cannot be created", problems)
     stamped: dict[str, Any] = {}
     if not schema.library_versions:
         stamped["library_versions"] = {name: version(name) for name in ("zarr", "numpy")}
@@ -90,6 +96,7 @@ def _altered(path: Path, what: str, why: str) -> CorruptLabelError:
 
 def _document(path: Path, name: str = "") -> dict[str, Any]:
     what = name or "the group"
+    inside(path, path / name / "zarr.json")
     try:
         return read_document(path, name)
     except (FileNotFoundError, NotADirectoryError) as error:

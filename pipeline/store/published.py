@@ -9,6 +9,7 @@ is trained from what is found here, on a machine that may have no teacher at all
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,14 +37,21 @@ from pipeline.store.coverage import (
 from pipeline.store.opening import open_soft_labels, read_schema
 from pipeline.store.soft_label_store import SoftLabelStore
 from pipeline.workspace import Workspace, read_record, write_record
-from storage_schemas.errors import ConcentrateError, MissingLabelError, SchemaMismatchError
+from storage_schemas.errors import (
+    ConcentrateError,
+    MissingLabelError,
+    SchemaMismatchError,
+    StoreError,
+)
 from storage_schemas.exactness import Exactness
+from storage_schemas.fingerprint import FINGERPRINT_DIGITS
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import Manifest
 from storage_schemas.soft_label_schema import SoftLabelSchema
 
 Rows = npt.NDArray[np.int64]
 SPLIT_NAMES = ("train", "test")
+_FINGERPRINT = re.compile(f"[0-9a-f]{{{FINGERPRINT_DIGITS}}}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +131,17 @@ def publish(
         cost: Parameters and FLOPs of its network, for the comparison with the student.
     """
     record = {"stores": dict(fingerprints), "cost": dict(cost)}
-    if read_record(_record(workspace, teacher)) != record:
-        write_record(_record(workspace, teacher), record)
+    path = workspace.published(teacher)
+    if read_record(path) != record:
+        write_record(path, record)
 
 
 def published_cost(workspace: Workspace, teacher: str) -> dict[str, int]:
     """Return parameters and FLOPs of a published teacher; empty before it is published."""
-    return dict((read_record(_record(workspace, teacher)) or {}).get("cost", {}))
+    found = (read_record(workspace.published(teacher)) or {}).get("cost")
+    if not isinstance(found, dict):
+        return {}
+    return {name: count for name, count in found.items() if isinstance(count, int)}
 
 
 def read_exactness(workspace: Workspace, teacher: str) -> Exactness | None:
@@ -141,14 +153,22 @@ def read_exactness(workspace: Workspace, teacher: str) -> Exactness | None:
 
 
 def published_path(workspace: Workspace, teacher: str, split: int) -> Path | None:
-    """Return the path of the current store of a teacher, or None before it is published."""
-    record = read_record(_record(workspace, teacher)) or {}
-    found = record.get("stores", {}).get(SPLIT_NAMES[split])
-    return workspace.labels(teacher, str(found)) if found else None
+    """Return the path of the current store of a teacher, or None before it is published.
 
-
-def _record(workspace: Workspace, teacher: str) -> Path:
-    return workspace.root / "labels" / teacher / "published.json"
+    Raises:
+        StoreError: If the record names something that is no store of this teacher.
+    """
+    path = workspace.published(teacher)
+    stores = (read_record(path) or {}).get("stores", {})
+    found = stores.get(SPLIT_NAMES[split]) if isinstance(stores, dict) else stores
+    if found is None:
+        return None
+    if not isinstance(found, str) or not _FINGERPRINT.fullmatch(found):
+        raise StoreError(
+            f"{path}: a store must be named by {FINGERPRINT_DIGITS} hex digits, got {found!r:.80}; "
+            "delete the file and run `concentrate label`"
+        )
+    return workspace.labels(teacher, found)
 
 
 def has_usable_labels(project: Project, manifest: Manifest, teacher: str) -> bool:

@@ -6,7 +6,9 @@ In: `ShardFiles`, which owns the three Zarr arrays of a store. Left out: rows ac
 
 from __future__ import annotations
 
+import gzip
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,19 @@ import zarr
 
 from pipeline.locations import is_local, remove, storage_errors
 from pipeline.store.commit import shard_crc, sync
-from pipeline.store.layout import ARRAYS, array_place, array_shape, shard_file
+from pipeline.store.layout import ARRAYS, array_place, array_shape, read_document, shard_file
 from pipeline.store.lock import share_reader_lock
+from pipeline.store.shard_index import ShardForm, shard_form, shard_problem
+from pipeline.workspace import inside
 from storage_schemas.errors import CorruptLabelError, MissingLabelError, StoreError
 from storage_schemas.soft_labels import SoftLabelSchema
 
 Array = npt.NDArray[Any]
-DECODING_ERRORS = (ValueError, RuntimeError, KeyError, IndexError, TypeError)
+DECODING_ERRORS = (
+    *(ValueError, RuntimeError, KeyError, IndexError, TypeError),
+    *(ArithmeticError, AttributeError, AssertionError, EOFError, MemoryError),
+    *(gzip.BadGzipFile, zlib.error),
+)
 
 
 class ShardFiles:
@@ -40,6 +48,7 @@ class ShardFiles:
         self.path = path
         self.schema = schema
         self._arrays: dict[str, zarr.Array[Any]] = {}
+        self._forms: dict[str, ShardForm] = {}
         self._pid = os.getpid()
         self._reading: Callable[[], object] | None = None
 
@@ -60,6 +69,14 @@ class ShardFiles:
                     f"{self.path}: array {name} does not open: {error}; label again"
                 ) from error
         return self._arrays[name]
+
+    def structure_problem(self, name: str, view: int, shard: int) -> str | None:
+        """Return what is wrong with a shard file as a file, without decoding it."""
+        if name not in self._forms:
+            types = {"ids": self.schema.ids_dtype, "gaps": self.schema.gaps_dtype}
+            document = read_document(self.path, name)
+            self._forms[name] = shard_form(document, types[name].itemsize)
+        return shard_problem(shard_file(self.path, name, view, shard), self._forms[name])
 
     def _check_place(self, view: int, shard: int) -> None:
         if not (0 <= view < self.schema.num_views and 0 <= shard < self.schema.num_shards):
@@ -110,7 +127,7 @@ class ShardFiles:
             shard_crc(schema, "ids", view, shard, ids),
             shard_crc(schema, "gaps", view, shard, gaps),
         )
-        files = {name: shard_file(self.path, name, view, shard) for name in ARRAYS}
+        files = {name: self._file(name, view, shard) for name in ARRAYS}
         try:
             self.discard(view, shard)
             for name in ("gaps", "ids"):
@@ -130,10 +147,13 @@ class ShardFiles:
     def discard(self, view: int, shard: int) -> None:
         """Remove a commit record, durably: the shard counts as not done."""
         self._check_place(view, shard)
-        record = shard_file(self.path, "commits", view, shard)
+        record = self._file("commits", view, shard)
         if not is_local(record) or record.exists():
             remove(record)
             sync([record], self.path)
+
+    def _file(self, name: str, view: int, shard: int) -> Path:
+        return inside(self.path, shard_file(self.path, name, view, shard))
 
     def _write_array(self, name: str, view: int, shard: int, values: Array) -> None:
         # The arrays may be longer than the schema says, after an interrupted growth.
@@ -184,6 +204,9 @@ class ShardFiles:
         found = []
         for name, crc in zip(("ids", "gaps"), expected, strict=True):
             try:
+                problem = self.structure_problem(name, view, shard)
+                if problem is not None:
+                    raise self._corrupt(name, view, shard, problem)
                 values = np.asarray(self._array(name)[view, span.start : span.stop])
             except DECODING_ERRORS as error:
                 raise self._corrupt(name, view, shard, str(error)) from error

@@ -183,6 +183,16 @@ class SoftLabelStore:
         """
         return self._files.read(view, shard)
 
+    def structure_problem(self, name: str, view: int, shard: int) -> str | None:
+        """Return what is wrong with the file of a committed shard of `ids` or `gaps`, or None.
+
+        Reads the index and the heads of the chunks only: finds truncation, not flipped bits.
+
+        Raises:
+            OSError: If the file cannot be read.
+        """
+        return self._files.structure_problem(name, view, shard)
+
     def fetch_quantised(self, rows: Rows, views: Rows) -> tuple[Array, Array]:
         """Return ids (B, K) and gaps (B, columns) as stored, of (B,) rows and (B,) views.
 

@@ -1,7 +1,8 @@
 """Verification of a store: does every byte that counts as written still say what it said?
 
-In: `verify_store`, quick (metadata, records, files) and full (every shard read and checked). Left
-out: repair; a damaged shard is labelled again.
+In: `verify_store`, quick (metadata, records, the structure of the files) and full (every shard
+read and checked). Left out: repair; a damaged shard is labelled again. The third depth, audit,
+runs the teacher again (pipeline.teachers.audit).
 """
 
 from __future__ import annotations
@@ -49,21 +50,21 @@ def shard_problems(store: SoftLabelStore, view: int, shard: int, depth: Depth) -
                 "that was interrupted; label again"
             )
         return problems
-    problems += [
-        f"{name}, {where}: committed, but the file is not there"
-        for name in ("ids", "gaps")
-        if sizes[name] is None
-    ]
+    if not problems:
+        for name in ("ids", "gaps"):
+            found = store.structure_problem(name, view, shard)
+            if found is not None:
+                problems.append(f"{name}, {where}: committed, but {found}")
     if depth == "quick" or problems:
         return problems
     try:
         ids, gaps = store.read_shard(view, shard)
     except ConcentrateError as error:
         return [str(error)]
-    rows, found = label_problems(store.schema, ids, gaps)
+    rows, wrong = label_problems(store.schema, ids, gaps)
     if int(rows.sum()) != labelled:
-        found.append(f"{labelled} labels by its record, got {int(rows.sum())}")
-    return [f"{where}: {problem}" for problem in found]
+        wrong.append(f"{labelled} labels by its record, got {int(rows.sum())}")
+    return [f"{where}: {problem}" for problem in wrong]
 
 
 def damaged_shards(store: SoftLabelStore, depth: Depth) -> dict[tuple[int, int], list[str]]:
@@ -98,8 +99,9 @@ def verify_store(store: SoftLabelStore, depth: Depth = "quick") -> list[str]:
 
     Args:
         store: The store; its metadata is read anew.
-        depth: quick: metadata, commit records, and that files exist and are not empty. full:
-            also every committed shard, read and compared with its record.
+        depth: quick: metadata, commit records, and that each file of a committed shard has a
+            sound index whose chunks lie within it, which finds truncation. full: also every
+            committed shard, read and compared with its record.
     """
     try:
         store = open_soft_labels(store.path)

@@ -132,6 +132,20 @@ def checked_logits(
     return logits
 
 
+def teacher_reader(
+    project: Project, spec: TeacherSpec, manifest: Manifest, split: int
+) -> ViewReader:
+    """Return the reader of the views that a teacher labels."""
+    recipe = split_recipe(project, split)
+    return ViewReader(
+        open_source(project.data, project.workspace),
+        manifest.keys,
+        recipe,
+        spec.config.input,
+        mix_pools(manifest, split, spec.route[:, None]) if recipe.mix is not None else None,
+    )
+
+
 def label_shards(
     project: Project,
     spec: TeacherSpec,
@@ -158,14 +172,7 @@ def label_shards(
     device = pick_device(project.runtime.device)
     teacher = load_teacher(spec, device)
     split = SPLIT_NAMES.index(str(store.schema.split))
-    recipe = split_recipe(project, split)
-    reader = ViewReader(
-        open_source(project.data, project.workspace),
-        manifest.keys,
-        recipe,
-        spec.config.input,
-        mix_pools(manifest, split, spec.route[:, None]) if recipe.mix is not None else None,
-    )
+    reader = teacher_reader(project, spec, manifest, split)
     rows_of_teacher = routed_rows(manifest, split, spec.route)
     started = time.perf_counter()
     with ThreadPoolExecutor(max_workers=_WRITERS) as writer:
@@ -206,7 +213,10 @@ def label_shards(
 
 
 def coded(
-    schema: SoftLabelSchema, logits: Tensor, rows: npt.NDArray[np.int64], view: int
+    schema: SoftLabelSchema,
+    logits: Tensor,
+    rows: npt.NDArray[np.int64],
+    view: int | npt.NDArray[np.int64],
 ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Return ids and gaps of (B, C_t) logits as they are stored.
 
@@ -215,7 +225,7 @@ def coded(
         logits: (B, C_t) finite.
         rows: (B,) manifest rows. With the view, and the recipe's seed, they give the draws of
             sampled labels; nothing else depends on them.
-        view: View number.
+        view: View number, or one for each row.
     """
     if schema.selection == "sampled":
         bits = draw_uniforms(int(schema.recipe["seed"]), rows, view, schema.k)

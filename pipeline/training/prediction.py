@@ -30,7 +30,12 @@ from pipeline.models.weights import read_safetensors
 from pipeline.training.fit import pick_device
 from pipeline.training.runs import StudentRun
 from pipeline.workspace import read_record
-from storage_schemas.errors import DataError, TrainingError, UnreadableImageError
+from storage_schemas.errors import (
+    ConcentrateError,
+    DataError,
+    TrainingError,
+    UnreadableImageError,
+)
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import TEST, Manifest
 from storage_schemas.view_recipe import ViewRecipe
@@ -154,7 +159,10 @@ def load_student_folder(folder: Path) -> tuple[Student, StudentConfig, LabelSpac
         space = LabelSpace.from_dict(record["label_space"])
         student = build_student(config, space)
         student.load_state_dict(read_safetensors(folder / "weights.safetensors"))
-    except (KeyError, ValueError, ValidationError, OSError, RuntimeError, SafetensorError) as error:
+    except (
+        *(KeyError, TypeError, ValueError, ValidationError, OSError, RuntimeError),
+        *(SafetensorError, ConcentrateError),
+    ) as error:
         raise TrainingError(f"{folder} is not a sound student: {error}; train it again") from error
     return student.eval(), config, space
 

@@ -177,7 +177,7 @@ def stale_reason(run: StudentRun) -> str | None:
         return "training was interrupted; it goes on from the newest checkpoint"
     records = [read_record(path) for path in run.folder.parent.glob("*/student.json")]
     finished: list[dict[str, Any]] = [
-        record for record in records if record is not None and "parts" in record
+        record for record in records if record is not None and isinstance(record.get("parts"), dict)
     ]
     if not finished:
         return "not trained yet"

@@ -207,7 +207,10 @@ def test_labels_of_another_selection_are_refused_and_planned(root):
     assert "fruit: k must be 64, got 2" in text
     assert "fruit: temperatures must be (2.0,), got (1.0, 2.0)" in text
     work = plan_labels(project, spec, update.label_space, update.manifest)
-    assert work[0].reason == "changed since the published store: k, selection, temperatures"
+    assert work[0].reason == (
+        "changed since the published store: k 2 -> 64, selection None -> 'sampled', temperatures "
+        "[1.0, 2.0] -> [2.0]"
+    )
 
 
 def test_an_undeclared_temperature_is_refused_with_the_list(root):
