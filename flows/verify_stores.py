@@ -80,7 +80,7 @@ def verify_one(
         elif depth == "full":
             found["checked"] = found["labels"]
     except ConcentrateError as error:
-        found["problems"] = [str(error)]
+        found["problems"] = [*found["problems"], str(error)]
     return found
 
 

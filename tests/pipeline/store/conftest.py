@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -111,22 +112,30 @@ def full_store(location: Path, template: Path) -> SoftLabelStore:
 
 @pytest.fixture
 def workspace(tmp_path: Path, template: Path) -> Workspace:
-    """Four stores of one split and one of the other; number 2 is published."""
+    """Four stores of one split and one of the other, "e"; number 2 is published.
+
+    Their names are one digit, sixteen times.
+    """
     for number in range(4):
         _copy(template, tmp_path, f"{number}", 1000 * number)
-    _copy(template, tmp_path, "test", 1000, split="test")
+    _copy(template, tmp_path, "e", 1000, split="test")
     workspace = Workspace(tmp_path)
-    publish(workspace, "birds", {"train": "2", "test": "other"}, {})
+    publish(workspace, "birds", {"train": "2" * 16, "test": "f" * 16}, {})
     return workspace
 
 
 def _copy(template: Path, root: Path, name: str, time: float, **fields: Any) -> None:
-    path = root / "labels" / "birds" / f"{name}.zarr"
+    path = root / "labels" / "birds" / f"{name * 16}.zarr"
     shutil.copytree(template, path)
     schema = open_soft_labels(path).schema
     write_attributes(path, schema.model_copy(update={"split": "train"} | fields))
     for file in [path, *path.rglob("*")]:
         os.utime(file, (time, time))
+
+
+def short(name: str) -> str:
+    """Return the name of a store with its sixteen equal digits written once."""
+    return re.sub(r"([0-9a-f])\1{15}", r"\1", name)
 
 
 @pytest.fixture
@@ -136,6 +145,6 @@ def collect() -> Callable[..., dict[str, tuple[str, str]]]:
     def run(workspace: Workspace, keep: int = 0, **options: Any) -> dict[str, tuple[str, str]]:
         values: dict[str, Any] = {"current": (), "teachers": ("birds",), "keep": keep} | options
         found = remove_garbage(workspace, find_garbage(workspace, **values))
-        return {Path(item.store).name: (item.action, item.reason) for item in found}
+        return {short(Path(item.store).name): (item.action, item.reason) for item in found}
 
     return run

@@ -14,19 +14,20 @@ from pipeline.store.published import publish
 from pipeline.workspace import Workspace
 from storage_schemas.errors import StoreError
 
+NEW, OLD = "a" * 16, "b" * 16
 Collect = Callable[..., dict[str, tuple[str, str]]]
 
 
 @pytest.fixture
 def stored(bucket: Path, template: Path) -> Workspace:
-    """Two stores of one teacher in a bucket; "new" is published."""
+    """Two stores of one teacher in a bucket; NEW is published."""
     workspace = Workspace(bucket)
-    for name in ("new", "old"):
+    for name in (NEW, OLD):
         for file in template.rglob("*"):
             if file.is_file():
                 place = workspace.labels("birds", name) / file.relative_to(template).as_posix()
                 place.write_bytes(file.read_bytes())
-    publish(workspace, "birds", {"train": "new", "test": "other"}, {})
+    publish(workspace, "birds", {"train": NEW, "test": "f" * 16}, {})
     return workspace
 
 
@@ -34,19 +35,19 @@ def test_a_day_passes_before_removal(
     stored: Workspace, collect: Collect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What was written today stays, since a reader could not be told; afterwards it goes whole."""
-    assert collect(stored)["old.zarr"] == (
+    assert collect(stored)["b.zarr"] == (
         "keep",
         "written less than a day ago; readers of a bucket hold no lock",
     )
     monkeypatch.setattr(garbage, "BUCKET_GRACE_SECONDS", 0.0)
     assert collect(stored) == {
-        "new.zarr": ("keep", "published"),
-        "old.zarr": ("removed", "nothing refers to it"),
+        "a.zarr": ("keep", "published"),
+        "b.zarr": ("removed", "nothing refers to it"),
     }
-    assert folder_size_and_time(stored.labels("birds", "old")) == (0, 0.0)
+    assert folder_size_and_time(stored.labels("birds", OLD)) == (0, 0.0)
     with pytest.raises(StoreError, match="no soft-label store"):
-        open_soft_labels(stored.labels("birds", "old"))
-    assert open_soft_labels(stored.labels("birds", "new")).schema.teacher == "birds"
+        open_soft_labels(stored.labels("birds", OLD))
+    assert open_soft_labels(stored.labels("birds", NEW)).schema.teacher == "birds"
 
 
 def test_a_store_that_is_written_stays(
@@ -54,15 +55,15 @@ def test_a_store_that_is_written_stays(
 ) -> None:
     """A store whose lock object is held is kept, and its owner named."""
     monkeypatch.setattr(garbage, "BUCKET_GRACE_SECONDS", 0.0)
-    with writer_lock(stored.labels("birds", "old")):
-        action, reason = collect(stored)["old.zarr"]
+    with writer_lock(stored.labels("birds", OLD)):
+        action, reason = collect(stored)["b.zarr"]
         assert action == "keep"
         assert reason.startswith("being written by process")
-    assert collect(stored)["old.zarr"][0] == "removed"
+    assert collect(stored)["b.zarr"][0] == "removed"
 
 
 def test_a_removal_that_was_killed_is_finished(stored: Workspace, collect: Collect) -> None:
     """Without its metadata there is no store: what is left of it goes, whenever it was written."""
-    remove(stored.labels("birds", "old") / "zarr.json")
-    assert collect(stored)["old.zarr"] == ("removed", "left by a process that died")
-    assert folder_size_and_time(stored.labels("birds", "old")) == (0, 0.0)
+    remove(stored.labels("birds", OLD) / "zarr.json")
+    assert collect(stored)["b.zarr"] == ("removed", "left by a process that died")
+    assert folder_size_and_time(stored.labels("birds", OLD)) == (0, 0.0)
