@@ -12,7 +12,8 @@ from rich.table import Table
 console = Console(highlight=False)
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """Return a number of bytes for a person."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -20,7 +21,8 @@ def _size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Return a value that is in percent already; "-" for None."""
     return "-" if value is None else f"{value:.1f}"
 
 
@@ -38,12 +40,12 @@ def show_plan(plan: dict[str, Any]) -> None:
             escape(item["target"]),
             escape(item["reason"]),
             *(f"{item[name]:,}" if item[name] else "" for name in ("rows", "labels", "shards")),
-            _size(item["bytes"]) if item["bytes"] else "",
+            size(item["bytes"]) if item["bytes"] else "",
         )
     console.print(table)
     console.print(
-        f"label stores take at most {_size(plan['bytes'])} more before compression; "
-        f"{_size(plan['free_bytes'])} are free"
+        f"label stores take at most {size(plan['bytes'])} more before compression; "
+        f"{size(plan['free_bytes'])} are free"
     )
 
 
@@ -85,11 +87,11 @@ def show_evaluation(evaluation: dict[str, Any]) -> None:
     for header, footer in (
         ("classes", f"{evaluation['classes']:,}"),
         ("images", f"{student['images']:,}"),
-        ("specialist\ninside", _percent(_weighted(specialists))),
-        ("control\ninside", _percent(control and control["top1_inside"])),
-        ("student\ninside", _percent(student["top1_inside"])),
-        ("control\nof all", _percent(control and control["top1"])),
-        ("student\nof all", _percent(student["top1"])),
+        ("specialist\ninside", percent(_weighted(specialists))),
+        ("control\ninside", percent(control and control["top1_inside"])),
+        ("student\ninside", percent(student["top1_inside"])),
+        ("control\nof all", percent(control and control["top1"])),
+        ("student\nof all", percent(student["top1"])),
     ):
         table.add_column(header, footer, justify="right", no_wrap=True)
     for vertical in evaluation["verticals"]:
@@ -100,11 +102,11 @@ def show_evaluation(evaluation: dict[str, Any]) -> None:
             escape(vertical),
             f"{here['classes']:,}",
             f"{here['images']:,}",
-            _percent(max((value for value in own if value is not None), default=None)),
-            _percent(there.get("top1_inside")),
-            _percent(here["top1_inside"]),
-            _percent(there.get("top1")),
-            _percent(here["top1"]),
+            percent(max((value for value in own if value is not None), default=None)),
+            percent(there.get("top1_inside")),
+            percent(here["top1_inside"]),
+            percent(there.get("top1")),
+            percent(here["top1"]),
         )
     console.print(table)
     total = sum(item["cost"].get("parameters", 0) for item in specialists.values())
@@ -130,33 +132,12 @@ def show_run(result: dict[str, Any]) -> None:
     show_evaluation(result["evaluation"])
     stores = result["stores"]
     console.print(
-        f"labels: {stores['labels']:,} in {_size(stores['bytes'])}, "
+        f"labels: {stores['labels']:,} in {size(stores['bytes'])}, "
         f"{stores['bytes_per_label']:.1f} bytes a label"
     )
     if result["quarantined"]:
         console.print(f"quarantined: {result['quarantined']} files that do not decode")
     console.print(f"report: {result['report']}", soft_wrap=True)
-
-
-def show_store(summary: dict[str, Any]) -> None:
-    """Show what a store holds."""
-    table = Table(show_header=False, title=escape(summary["path"]), title_justify="left")
-    temperatures = ", ".join(f"{value:g}" for value in summary["temperatures"])
-    coverage = ", ".join(f"{100 * value:.1f} %" for value in summary["coverage"])
-    for name, value in (
-        ("teacher", f"{summary['teacher']} ({summary['num_classes']:,} classes)"),
-        ("labels", f"{summary['labels']:,} in {summary['num_views']} views, top-{summary['k']}"),
-        ("rows labelled by view", coverage),
-        ("code", f"{summary['activation']}, {summary['precision']}, temperatures {temperatures}"),
-        ("size", f"{_size(summary['size_bytes'])}, {summary['bytes_per_label']:.1f} B a label"),
-        ("shards", f"{summary['shards_committed']:,} committed"),
-        ("mean entropy", f"{summary['entropy_mean']:.3f} nats"),
-        ("mean tail mass", f"{summary['tail_mean']:.4f}"),
-        ("most frequent", ", ".join(f"{n} ({c:,})" for n, c in summary["top_classes"][:5])),
-        ("health", "sound" if not summary["problems"] else "\n".join(summary["problems"])),
-    ):
-        table.add_row(name, escape(value))
-    console.print(table)
 
 
 def show_predictions(found: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import csv
 import fcntl
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ INDEX = "manifest.json"
 LABEL_SPACE = "label_space.json"
 QUARANTINE = "quarantine.csv"
 STAMPS = "stamps.parquet"
+_COLUMNS = ("key", "label", "split", "digest")
 REBUILD = "restore it from a backup, or start a new workspace"
 
 Stamps = dict[str, tuple[tuple[int, int], bytes]]
@@ -72,6 +73,24 @@ def load_manifest(workspace: Path) -> Manifest:
     if problem is not None:
         raise ManifestError(f"{folder}: {problem}; a part was altered: {REBUILD}")
     return manifest.with_retired(index["retired"])
+
+
+def read_index(workspace: Path) -> dict[str, Any]:
+    """Read manifest.json and check its digest.
+
+    Raises:
+        ManifestError: If there is no manifest, or it is damaged, altered or of a newer version.
+    """
+    return _load_index(_folder(workspace))
+
+
+def read_part(workspace: Path, name: str, columns: Sequence[str]) -> pa.Table:
+    """Read some columns of one append, by the name that the index gives it.
+
+    Raises:
+        ManifestError: If it cannot be read.
+    """
+    return _load_part(_folder(workspace) / name, columns)
 
 
 def load_label_space(workspace: Path) -> LabelSpace:
@@ -204,9 +223,9 @@ def _load_index(folder: Path) -> dict[str, Any]:
     return dict(index)
 
 
-def _load_part(path: Path) -> pa.Table:
+def _load_part(path: Path, columns: Sequence[str] = _COLUMNS) -> pa.Table:
     try:
-        return pq.read_table(path, columns=["key", "label", "split", "digest"])
+        return pq.read_table(path, columns=list(columns))
     except (OSError, pa.ArrowException) as error:
         raise ManifestError(f"{path} cannot be read: {error}; {REBUILD}") from error
 

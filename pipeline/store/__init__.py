@@ -1,12 +1,14 @@
 """Soft-label stores on disk. The format is specified in storage_schemas/README.md."""
 
-from pipeline.store.inspect import StoreSummary, inspect_store
+from pipeline.store.inspect import SAMPLED_LABELS, inspect_store
 from pipeline.store.layout import shard_layout
 from pipeline.store.opening import create_soft_labels, open_soft_labels
 from pipeline.store.soft_label_store import SoftLabelStore
+from pipeline.store.store_summary import StoreSummary
 from pipeline.store.verify import take_out_of_use, verify_store
 
 __all__ = [
+    "SAMPLED_LABELS",
     "SoftLabelStore",
     "StoreSummary",
     "create_soft_labels",

@@ -26,7 +26,7 @@ Role = Literal["student", "control"]
 EVALUATION_VERSION = 1
 
 # Raised when the page of the report changes; `report` then writes it again.
-REPORT_VERSION = 2
+REPORT_VERSION = 3
 
 # Cadences and memory do not change the weights.
 _NOT_IN_FINGERPRINT = {

@@ -1,0 +1,144 @@
+"""What a label store holds, as tables for a person at a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from flows.tables import console, percent, size
+
+BLOCKS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
+SHOWN = 10
+VIEWS_SHOWN = 8
+
+
+def _table(title: str, *columns: str, texts: int = 1) -> Table:
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for at, column in enumerate(columns):
+        table.add_column(column, justify="left" if at < texts else "right", overflow="fold")
+    return table
+
+
+def _bars(counts: Sequence[int]) -> str:
+    """Return a histogram in one line; what is not empty is seen."""
+    most = max(counts, default=0)
+    return "".join(BLOCKS[-(-8 * value // most) if most else 0] for value in counts)
+
+
+def show_store(summary: dict[str, Any]) -> None:
+    """Show what a store holds and how healthy it is."""
+    console.print(f"[bold]{escape(summary['path'])}[/bold]", soft_wrap=True)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    temperatures = ", ".join(f"{value:g}" for value in summary["temperatures"])
+    for name, value in (
+        ("teacher", f"{summary['teacher']}, {summary['num_classes']:,} classes"),
+        (
+            "labels",
+            f"{summary['labels']:,} in {summary['num_views']} views, top-{summary['k']}, "
+            f"{summary['split']} split",
+        ),
+        ("code", f"{summary['activation']}, {summary['precision']}, temperatures {temperatures}"),
+        ("size", f"{size(summary['size_bytes'])}, {summary['shards_committed']:,} shards"),
+        ("bytes a label", _bytes(summary)),
+        ("agreement", _agreement(summary)),
+        ("entropy", _entropy(summary)),
+        ("tail mass", _tail(summary)),
+        ("sample", f"{summary['sampled']:,} labels for entropy, tail mass and the rows below"),
+        ("most frequent", ", ".join(f"{n} ({c:,})" for n, c in summary["top_classes"][:5])),
+        ("health", "sound" if not summary["problems"] else "\n".join(summary["problems"])),
+    ):
+        table.add_row(name, escape(value))
+    console.print(table)
+    _show_coverage(summary)
+    if summary["confused"]:
+        confused = _table("most confused pairs", "hard label", "first rank", "labels", texts=2)
+        for pair in summary["confused"][:SHOWN]:
+            confused.add_row(escape(pair["hard"]), escape(pair["first"]), f"{pair['labels']:,}")
+        console.print(confused)
+    if summary["disagreements"]:
+        _show_disagreements(summary["disagreements"][:SHOWN])
+
+
+def _bytes(summary: dict[str, Any]) -> str:
+    bound = summary["ids_bound_bytes"] + summary["gaps_bound_bytes"]
+    if not bound:
+        return f"{summary['bytes_per_label']:.1f}"
+    kept = summary["ids_bytes"] + summary["gaps_bytes"]
+    return (
+        f"{summary['bytes_per_label']:.1f}; ids {summary['ids_bytes']:.2f} and gaps "
+        f"{summary['gaps_bytes']:.2f}, {kept / bound:.2f} times the entropy of their symbols "
+        f"({summary['ids_bound_bytes']:.2f} + {summary['gaps_bound_bytes']:.2f})"
+    )
+
+
+def _agreement(summary: dict[str, Any]) -> str:
+    if summary["agreement"] is None:
+        return summary["hard_labels_problem"] or "no label to compare with a hard label"
+    return (
+        f"{100 * summary['agreement']:.1f} % of {summary['compared']:,} labels have the hard "
+        "label first"
+    )
+
+
+def _entropy(summary: dict[str, Any]) -> str:
+    marks = ", ".join(f"{at} %: {value:.2f}" for at, value in summary["entropy_percentiles"])
+    return (
+        f"mean {summary['entropy_mean']:.3f} nats; {marks}\n"
+        f"0 |{_bars(summary['entropy_counts'])}| {summary['entropy_edges'][-1]:.1f}"
+    )
+
+
+def _tail(summary: dict[str, Any]) -> str:
+    if not summary["tail_counts"]:
+        return "none"
+    low, high = summary["tail_edges"][0], summary["tail_edges"][-1]
+    return (
+        f"mean {summary['tail_mean']:.4f}\n"
+        f"1e{low:.0f} |{_bars(summary['tail_counts'])}| {10**high:g}, logarithmic"
+    )
+
+
+def _show_coverage(summary: dict[str, Any]) -> None:
+    names = [f"view {view}" for view in range(min(summary["num_views"], VIEWS_SHOWN))]
+    if not summary["verticals"]:
+        table = _table("rows labelled, %", *names, texts=0)
+        table.add_row(*(percent(100 * share) for share in summary["coverage"][:VIEWS_SHOWN]))
+        console.print(table)
+        return
+    table = _table("images labelled, %", "vertical", "images", "agreement", *names)
+    for vertical in summary["verticals"]:
+        rows, compared = vertical["rows"], vertical["compared"]
+        table.add_row(
+            escape(vertical["vertical"]),
+            f"{rows:,}",
+            percent(100 * vertical["agreed"] / compared if compared else None),
+            *(
+                percent(100 * labels / rows if rows else None)
+                for labels in vertical["labels"][:VIEWS_SHOWN]
+            ),
+        )
+    console.print(table)
+    if summary["num_views"] > VIEWS_SHOWN:
+        console.print(f"and {summary['num_views'] - VIEWS_SHOWN} more views; --json has all")
+    if summary["retired_labels"]:
+        console.print(f"{summary['retired_labels']:,} labels are of images that are gone since")
+
+
+def _show_disagreements(rows: Sequence[dict[str, Any]]) -> None:
+    table = _table("likely label errors", "image", "hard label", "%", "teacher says", "%", texts=2)
+    table.columns[3].justify = "left"
+    for row in rows:
+        table.add_row(
+            escape(row["key"] or f"row {row['row']}"),
+            escape(row["hard"]),
+            f"{100 * row['hard_probability']:.2g}",
+            escape(row["first"]),
+            percent(100 * row["first_probability"]),
+        )
+    console.print(table)
