@@ -169,7 +169,7 @@ def _summary(
         classes=names,
         class_counts=tuple(total.classes.tolist()),
         top_classes=tuple((names[at], int(total.classes[at])) for at in top if total.classes[at]),
-        verticals=_verticals(total, hard),
+        verticals=_verticals(total, hard, schema),
         compared=int(compared[0]),
         agreement=float(compared[1] / compared[0]) if compared[0] else None,
         confused=_confused(total, schema),
@@ -186,10 +186,14 @@ def _size(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
-def _verticals(total: ShardFigures, hard: HardLabels | None) -> tuple[VerticalSummary, ...]:
+def _verticals(
+    total: ShardFigures, hard: HardLabels | None, schema: SoftLabelSchema
+) -> tuple[VerticalSummary, ...]:
+    """Return the verticals that the teacher knows, or has labelled all the same."""
     if hard is None:
         return ()
     figures = total.by_vertical
+    known = {name.partition("/")[0] for name in schema.classes}
     return tuple(
         VerticalSummary(
             vertical=name,
@@ -199,7 +203,7 @@ def _verticals(total: ShardFigures, hard: HardLabels | None) -> tuple[VerticalSu
             agreed=int(figures[:, at, 2].sum()),
         )
         for at, name in enumerate(hard.verticals)
-        if hard.rows[at] or figures[:, at].any()
+        if figures[:, at].any() or (name in known and hard.rows[at])
     )
 
 
@@ -249,7 +253,8 @@ def _entropy_bytes(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Return the zeroth-order entropy of each row of (columns, symbols) counts, in bytes."""
     total = counts.sum(axis=1).astype(np.float64)
     logs = np.log2(np.maximum(counts, 1))
-    return (np.log2(total) - (counts * logs).sum(axis=1) / total) / 8
+    bits: npt.NDArray[np.float64] = np.log2(total) - (counts * logs).sum(axis=1) / total
+    return bits / 8
 
 
 def _percentiles(

@@ -95,7 +95,7 @@ def _on_cluster(
         sent = client.scatter(list(shared), broadcast=True, hash=False)
         leaves, total = _tree(reduce_group, groups, merge, sent)
         *futures, last = client.compute([*leaves, total])
-        for done, future in enumerate(as_completed(futures), start=1):
+        for done, future in enumerate(as_completed(futures, loop=client.loop), start=1):
             if progress is not None:
                 progress(done, len(futures))
             future.release()

@@ -17,7 +17,7 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
-from numcodecs import blosc
+from numcodecs import blosc  # type: ignore[import-untyped]
 
 ABSENT = 2**64 - 1
 CRC_BYTES = 4
