@@ -174,11 +174,10 @@ def _disagreements(
     ids, log_probs, log_tail = found.ids[at], found.log_probs[at], found.log_tail[at]
     present = ids >= 0
     outside = np.maximum(schema.num_classes - present.sum(axis=1), 1)
-    # A class outside the top K: its share of the tail, and under sigmoid, which has no tail, what
-    # the last rank has, since it has no more.
-    absent = log_tail - np.log(outside)
-    if schema.activation == "sigmoid":
-        absent = np.where(present, log_probs, np.inf).min(axis=1)
+    # A class that is not stored has its share of the tail. Where there is no tail (sigmoid), it has
+    # at most what the last rank has.
+    last = np.where(present, log_probs, np.inf).min(axis=1)
+    absent = np.where(log_tail > -np.inf, log_tail - np.log(outside), last)
     is_label = ids == label[at, None]
     own = np.where(is_label, log_probs, -np.inf).max(axis=1)
     table["hard_log"] = np.maximum(np.where(is_label.any(axis=1), own, absent), SMALLEST_LOG)
