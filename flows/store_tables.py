@@ -142,3 +142,73 @@ def _show_disagreements(rows: Sequence[dict[str, Any]]) -> None:
             percent(100 * row["first_probability"]),
         )
     console.print(table)
+
+
+def show_comparison(found: dict[str, Any]) -> None:
+    """Show where two stores differ."""
+    for name, path in zip("ab", found["paths"], strict=True):
+        console.print(f"{name}: [bold]{escape(path)}[/bold]", soft_wrap=True)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    shared, only_a, only_b = found["classes"]
+    agreement = (
+        f"{100 * found['agreement']:.2f} % of {found['labels']:,} labels that both have put the "
+        "same class first"
+        if found["agreement"] is not None
+        else "no label that both have"
+    )
+    divergence = (
+        f"a to b {found['kl_ab']:.4f}, b to a {found['kl_ba']:.4f} nats, mean of "
+        f"{found['sampled']:,} labels at temperature {found['temperature']:g}, over the classes "
+        "that both have"
+        if found["sampled"]
+        else found["kl_problem"] or "no label that both have"
+    )
+    by_view = ", ".join(
+        percent(100 * view["agreed"] / view["both"] if view["both"] else None)
+        for view in found["views"][:VIEWS_SHOWN]
+    )
+    for name, value in (
+        ("teachers", f"{found['teachers'][0]}, {found['teachers'][1]}"),
+        ("classes", f"{shared:,} in both, {only_a:,} only in a, {only_b:,} only in b"),
+        ("agreement", agreement),
+        ("by view, %", by_view),
+        ("KL", divergence),
+        ("health", "\n".join(found["problems"]) or "no damage met"),
+    ):
+        table.add_row(name, escape(value))
+    console.print(table)
+    if found["differences"]:
+        fields = _table("fields that differ", "field", "a", "b", texts=3)
+        for difference in found["differences"]:
+            fields.add_row(*(escape(part) for part in difference))
+        console.print(fields)
+    _show_differing(found)
+
+
+def _show_differing(found: dict[str, Any]) -> None:
+    lowest = [row for row in found["lowest"] if row["both"] < row["a"] + row["b"] - row["both"]]
+    if lowest:
+        classes = _table("classes of lowest agreement", "class", "a first", "b first", "both")
+        for row in lowest[:SHOWN]:
+            counts = (f"{row[name]:,}" for name in ("a", "b", "both"))
+            classes.add_row(escape(row["name"]), *counts)
+        console.print(classes)
+    if found["pairs"]:
+        pairs = _table("most frequent differences", "a first", "b first", "labels", texts=2)
+        for pair in found["pairs"][:SHOWN]:
+            pairs.add_row(escape(pair["a"]), escape(pair["b"]), f"{pair['labels']:,}")
+        console.print(pairs)
+    rows = [row for row in found["rows"] if row["kl_ab"] + row["kl_ba"] > 0]
+    if rows:
+        table = _table(
+            "images that differ most", "image", "a first", "b first", "KL a to b", "b to a", texts=3
+        )
+        for row in rows[:SHOWN]:
+            table.add_row(
+                escape(row["key"] or f"row {row['row']}"),
+                f"{escape(row['a'])} {percent(100 * row['a_probability'])} %",
+                f"{escape(row['b'])} {percent(100 * row['b_probability'])} %",
+                f"{row['kl_ab']:.3f}",
+                f"{row['kl_ba']:.3f}",
+            )
+        console.print(table)

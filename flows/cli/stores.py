@@ -14,6 +14,7 @@ Address = Annotated[
     str | None,
     typer.Option("--address", metavar="TCP", help="Scheduler of a Dask cluster to run on."),
 ]
+Everything = Annotated[bool, typer.Option("--all", help="Decode every label, not about a million.")]
 
 
 def inspect(
@@ -25,9 +26,7 @@ def inspect(
         Path | None,
         typer.Option("--project", metavar="CONFIG", help="Whose images the page shows."),
     ] = None,
-    everything: Annotated[
-        bool, typer.Option("--all", help="Decode every label, not about a million.")
-    ] = False,
+    everything: Everything = False,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
@@ -51,4 +50,35 @@ def inspect(
             write_store_page(summary, html, project=project)
         show(summary.to_dict(), as_json, store_tables.show_store)
         if not summary.is_healthy:
+            raise typer.Exit(1)
+
+
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="STORE", help="A label store (.zarr folder).")],
+    b: Annotated[Path, typer.Argument(metavar="STORE", help="Another one, of the same images.")],
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", help="Of the divergences; the first that both declare."),
+    ] = None,
+    everything: Everything = False,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show where two label stores differ: two teachers, or two versions of one."""
+    with user_errors():
+        from flows import store_tables
+        from flows.progress import bar
+        from pipeline.store import SAMPLED_LABELS, compare_stores
+
+        with bar("shards compared") as line:
+            found = compare_stores(
+                a,
+                b,
+                temperature=temperature,
+                sampled_labels=None if everything else SAMPLED_LABELS,
+                address=address,
+                progress=lambda done, total: line.set(done, total),
+            )
+        show(found.to_dict(), as_json, store_tables.show_comparison)
+        if found.problems:
             raise typer.Exit(1)

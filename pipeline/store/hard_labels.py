@@ -46,13 +46,19 @@ class HardLabels:
     rows: npt.NDArray[np.int64]
 
 
+def workspace_of(store: SoftLabelStore) -> Path | None:
+    """Return the workspace in which a store lies, if that has a manifest."""
+    # <workspace>/labels/<teacher>/<fingerprint>.zarr
+    above = store.path.absolute().parents
+    if len(above) < 3 or above[1].name != "labels" or not has_manifest(above[2]):
+        return None
+    return above[2]
+
+
 def hard_labels_of(store: SoftLabelStore) -> HardLabels | str:
     """Return the hard labels of a store's rows, or why there are none."""
-    # labels/<teacher>/<fingerprint>.zarr
-    if len(store.path.absolute().parents) < 3:
-        return "the store does not lie in a workspace"
-    workspace = store.path.absolute().parents[2]
-    if store.path.absolute().parents[1].name != "labels" or not has_manifest(workspace):
+    workspace = workspace_of(store)
+    if workspace is None:
         return "the store does not lie in a workspace with a manifest"
     schema = store.schema
     try:

@@ -188,11 +188,14 @@ def _disagreements(
     if len(table) > KEPT_DISAGREEMENTS:
         cut = np.partition(table["margin"], -KEPT_DISAGREEMENTS)[-KEPT_DISAGREEMENTS]
         table = table[table["margin"] >= cut]
-    return _hardest(table)
+    return hardest_rows(table)
 
 
-def _hardest(table: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
-    """Return the hardest ones, one a row; ties are told apart by row and view, so always alike."""
+def hardest_rows(table: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    """Return the entries of largest margin, one a row, at most `KEPT_DISAGREEMENTS`.
+
+    Ties are told apart by row and view, so that the order of merging does not matter.
+    """
     table = table[np.lexsort((table["view"], table["row"], -table["margin"]))]
     _, first = np.unique(table["row"], return_index=True)
     return table[np.sort(first)][:KEPT_DISAGREEMENTS]
@@ -211,5 +214,5 @@ def merge_samples(parts: Sequence[LabelSample | None]) -> LabelSample | None:
         tail_counts=functools.reduce(np.add, [part.tail_counts for part in some]),
         ids_counts=functools.reduce(np.add, [part.ids_counts for part in some]),
         gaps_counts=functools.reduce(np.add, [part.gaps_counts for part in some]),
-        disagreements=_hardest(np.concatenate([part.disagreements for part in some])),
+        disagreements=hardest_rows(np.concatenate([part.disagreements for part in some])),
     )
