@@ -11,6 +11,7 @@ distances. The crc32c of `gaps` is checked for shards that are read whole, and b
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -139,8 +140,8 @@ def _summary(
 ) -> StoreSummary:
     schema = store.schema
     labels = int(total.labels.sum())
-    sizes = {name: _size(store.path / name) for name in ("ids", "gaps")}
-    size_bytes = _size(store.path)
+    sizes = _sizes(store.path)
+    size_bytes = sum(sizes.values())
     each = max(labels, 1)
     top = np.argsort(-total.classes, kind="stable")[:SHOWN].tolist()
     compared = total.by_vertical[:, :, 1:].sum(axis=(0, 1))
@@ -182,8 +183,13 @@ def _summary(
     )
 
 
-def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+def _sizes(path: Path) -> Counter[str]:
+    """Return the bytes of all files by the first part of their name."""
+    sizes: Counter[str] = Counter()
+    for file in path.rglob("*"):
+        if file.is_file():
+            sizes[file.relative_to(path).parts[0]] += file.stat().st_size
+    return sizes
 
 
 def _verticals(

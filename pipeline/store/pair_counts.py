@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 LARGEST_PAIRS = 1 << 16
-# Up to here a table of all pairs is quicker than sorting those that occur.
-DENSE_PAIRS = 1 << 21
+# Up to so many possible pairs for each one that occurs, a table is quicker than sorting.
+DENSE_PAIRS = 8
 
 Codes = npt.NDArray[np.int64]
 
@@ -37,7 +37,7 @@ class PairCounts:
 def count_pairs(first: Codes, second: Codes, num_classes: int) -> PairCounts:
     """Count pairs of class ids, both (n,) and below `num_classes`."""
     codes = first.astype(np.int64) * num_classes + second
-    if num_classes * num_classes <= DENSE_PAIRS:
+    if num_classes * num_classes <= DENSE_PAIRS * len(codes):
         table = np.bincount(codes)
         found = np.flatnonzero(table)
         return _bounded(found, table[found], 0)
