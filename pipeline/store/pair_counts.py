@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ LARGEST_PAIRS = 1 << 16
 DENSE_PAIRS = 8
 
 Codes = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,7 +36,7 @@ class PairCounts:
     missing: int = 0
 
 
-def count_pairs(first: Codes, second: Codes, num_classes: int) -> PairCounts:
+def count_pairs(first: Ids, second: Ids, num_classes: int) -> PairCounts:
     """Count pairs of class ids, both (n,) and below `num_classes`."""
     codes = first.astype(np.int64) * num_classes + second
     if num_classes * num_classes <= DENSE_PAIRS * len(codes):
