@@ -44,6 +44,8 @@ clean:
 
 bench: install
 	$(BIN)/python benchmarks/code_error.py
+	$(BIN)/python benchmarks/store_bytes.py
+	$(BIN)/python benchmarks/inspect_speed.py
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/label_overhead.py
 	$(BIN)/python benchmarks/demo_accuracy.py

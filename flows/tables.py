@@ -11,17 +11,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from storage_schemas.printable import printable
-from storage_schemas.selection import described
 
 console = Console(highlight=False)
 
 
-def _text(value: object) -> str:
+def plain(value: object) -> str:
     """Return text that is shown as it is: neither markup of rich nor speech to the terminal."""
     return escape(printable(value))
 
 
-def _size(count: float) -> str:
+def size(count: float) -> str:
+    """Return a number of bytes for a person."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -29,7 +29,8 @@ def _size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """Return a value that is in percent already; "-" for None."""
     return "-" if value is None else f"{value:.1f}"
 
 
@@ -51,14 +52,14 @@ def show_plan(plan: dict[str, Any]) -> None:
     for item in plan["work"]:
         table.add_row(
             item["stage"],
-            _text(item["target"]),
-            _text(item["reason"]),
+            plain(item["target"]),
+            plain(item["reason"]),
             *(f"{item[name]:,}" if item[name] else "" for name in ("rows", "labels", "shards")),
-            _size(item["bytes"]) if item["bytes"] else "",
+            size(item["bytes"]) if item["bytes"] else "",
         )
     console.print(table)
-    free = "" if plan["free_bytes"] is None else f"; {_size(plan['free_bytes'])} are free"
-    console.print(f"label stores take at most {_size(plan['bytes'])} more before compression{free}")
+    free = "" if plan["free_bytes"] is None else f"; {size(plan['free_bytes'])} are free"
+    console.print(f"label stores take at most {size(plan['bytes'])} more before compression{free}")
 
 
 def show_records(records: list[dict[str, Any]]) -> None:
@@ -69,7 +70,7 @@ def show_records(records: list[dict[str, Any]]) -> None:
     names = list(records[0])
     table = Table(*names)
     for record in records:
-        table.add_row(*(_text(_cell(record[name])) for name in names))
+        table.add_row(*(plain(_cell(record[name])) for name in names))
     console.print(table)
 
 
@@ -103,11 +104,11 @@ def show_evaluation(evaluation: dict[str, Any]) -> None:
     for header, footer in (
         ("classes", f"{evaluation['classes']:,}"),
         ("images", f"{student['images']:,}"),
-        ("specialist\ninside", _percent(_weighted(specialists))),
-        ("control\ninside", _percent(control and control["top1_inside"])),
-        ("student\ninside", _percent(student["top1_inside"])),
-        ("control\nof all", _percent(control and control["top1"])),
-        ("student\nof all", _percent(student["top1"])),
+        ("specialist\ninside", percent(_weighted(specialists))),
+        ("control\ninside", percent(control and control["top1_inside"])),
+        ("student\ninside", percent(student["top1_inside"])),
+        ("control\nof all", percent(control and control["top1"])),
+        ("student\nof all", percent(student["top1"])),
     ):
         table.add_column(header, footer, justify="right", no_wrap=True)
     for vertical in evaluation["verticals"]:
@@ -115,14 +116,14 @@ def show_evaluation(evaluation: dict[str, Any]) -> None:
         own = [s["top1"] for s in specialists.values() if s["verticals"] == [vertical]]
         there = control["verticals"][vertical] if control else {}
         table.add_row(
-            _text(vertical),
+            plain(vertical),
             f"{here['classes']:,}",
             f"{here['images']:,}",
-            _percent(max((value for value in own if value is not None), default=None)),
-            _percent(there.get("top1_inside")),
-            _percent(here["top1_inside"]),
-            _percent(there.get("top1")),
-            _percent(here["top1"]),
+            percent(max((value for value in own if value is not None), default=None)),
+            percent(there.get("top1_inside")),
+            percent(here["top1_inside"]),
+            percent(there.get("top1")),
+            percent(here["top1"]),
         )
     console.print(table)
     total = sum(item["cost"].get("parameters", 0) for item in specialists.values())
@@ -148,34 +149,12 @@ def show_run(result: dict[str, Any]) -> None:
     show_evaluation(result["evaluation"])
     stores = result["stores"]
     console.print(
-        f"labels: {stores['labels']:,} in {_size(stores['bytes'])}, "
+        f"labels: {stores['labels']:,} in {size(stores['bytes'])}, "
         f"{stores['bytes_per_label']:.1f} bytes a label"
     )
     if result["quarantined"]:
         console.print(f"quarantined: {result['quarantined']} files that do not decode")
-    console.print(f"report: {_text(result['report'])}", soft_wrap=True)
-
-
-def show_store(summary: dict[str, Any]) -> None:
-    """Show what a store holds."""
-    table = Table(show_header=False, title=_text(summary["path"]), title_justify="left")
-    temperatures = ", ".join(f"{value:g}" for value in summary["temperatures"])
-    coverage = ", ".join(f"{100 * value:.1f} %" for value in summary["coverage"])
-    kept = described(summary["selection"], summary["k"], summary["top_p"])
-    for name, value in (
-        ("teacher", f"{summary['teacher']} ({summary['num_classes']:,} classes)"),
-        ("labels", f"{summary['labels']:,} in {summary['num_views']} views, {kept}"),
-        ("rows labelled by view", coverage),
-        ("code", f"{summary['activation']}, {summary['precision']}, temperatures {temperatures}"),
-        ("size", f"{_size(summary['size_bytes'])}, {summary['bytes_per_label']:.1f} B a label"),
-        ("shards", f"{summary['shards_committed']:,} committed"),
-        ("mean entropy", f"{summary['entropy_mean']:.3f} nats"),
-        ("mean tail mass", f"{summary['tail_mean']:.4f}"),
-        ("most frequent", ", ".join(f"{n} ({c:,})" for n, c in summary["top_classes"][:5])),
-        ("health", "sound" if not summary["problems"] else "\n".join(summary["problems"])),
-    ):
-        table.add_row(name, _text(value))
-    console.print(table)
+    console.print(f"report: {plain(result['report'])}", soft_wrap=True)
 
 
 def show_garbage(items: list[dict[str, Any]]) -> None:
@@ -191,7 +170,7 @@ def show_garbage(items: list[dict[str, Any]]) -> None:
             escape(item["teacher"]),
             item["split"],
             f"{item['labels']:,}",
-            _size(item["bytes"]),
+            size(item["bytes"]),
             written.strftime("%Y-%m-%d %H:%M"),
             item["action"],
             escape(item["reason"]),
@@ -203,22 +182,22 @@ def show_garbage(items: list[dict[str, Any]]) -> None:
     ):
         sizes = [item["bytes"] for item in items if item["action"] == action]
         if sizes:
-            console.print(f"{len(sizes)} of {len(items)}: {_size(sum(sizes))} {said}")
+            console.print(f"{len(sizes)} of {len(items)}: {size(sum(sizes))} {said}")
 
 
 def show_predictions(found: dict[str, Any]) -> None:
     """Show the top classes of images."""
     for item in found["predictions"]:
-        console.print(f"[bold]{_text(item['image'])}[/bold]")
+        console.print(f"[bold]{plain(item['image'])}[/bold]")
         for name, probability in item["top"]:
-            console.print(f"  {100 * probability:5.1f} %  {_text(name)}")
+            console.print(f"  {100 * probability:5.1f} %  {plain(name)}")
 
 
 def show_started(started: dict[str, Any]) -> None:
     """Show what `init` wrote and what is left to the user."""
-    console.print(f"wrote {_text(started['config'])}", soft_wrap=True)
+    console.print(f"wrote {plain(started['config'])}", soft_wrap=True)
     for line in started["found"]:
-        console.print(f"  {_text(line)}")
+        console.print(f"  {plain(line)}")
     console.print("to fill in:")
     for line in started["to_do"]:
-        console.print(f"  - {_text(line)}", soft_wrap=True)
+        console.print(f"  - {plain(line)}", soft_wrap=True)

@@ -33,6 +33,7 @@ for _verb, _example in (
     (stages.evaluate, "concentrate evaluate project.yaml --json"),
     (stages.report, "concentrate report project.yaml"),
     (stores.inspect, "concentrate inspect STORE"),
+    (stores.compare, "concentrate compare STORE STORE"),
     (stores.gc, "concentrate gc project.yaml --keep 2"),
     (students.predict, "concentrate predict STUDENT IMAGE"),
     (students.init, "concentrate init pets --images IMAGES"),

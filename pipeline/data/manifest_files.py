@@ -15,7 +15,7 @@ import csv
 import fcntl
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,30 @@ def load_manifest(workspace: Path) -> Manifest:
     if not (known & np.isin(manifest.splits, (TRAIN, TEST))).all():
         raise ManifestError(f"{folder}: a row has no class or split of the project; {REBUILD}")
     return manifest.with_retired(index["retired"])
+
+
+def read_index(workspace: Path) -> dict[str, Any]:
+    """Read manifest.json and check its digest.
+
+    Raises:
+        ManifestError: If there is no manifest, or it is damaged, altered or of a newer version.
+    """
+    return _load_index(_folder(workspace))
+
+
+def read_part(workspace: Path, position: int, rows: int, columns: Sequence[str]) -> pa.Table:
+    """Read some columns of one append.
+
+    Args:
+        workspace: The project's.
+        position: Of the append in the index.
+        rows: How many rows it holds by the index.
+        columns: Of `PART`.
+
+    Raises:
+        ManifestError: If it cannot be read.
+    """
+    return _load_part(_folder(workspace) / part_name(position), rows, columns)
 
 
 def load_label_space(workspace: Path) -> LabelSpace:
@@ -239,15 +263,16 @@ def _load_index(folder: Path) -> dict[str, Any]:
     return dict(index)
 
 
-def _load_part(path: Path, rows: int) -> pa.Table:
+def _load_part(path: Path, rows: int, columns: Sequence[str] = PART.names) -> pa.Table:
+    wanted = pa.schema([PART.field(name) for name in columns])
     try:
         with pq.ParquetFile(pa.BufferReader(read_whole(path))) as file:
             found = file.metadata.num_rows  # before a row is decoded
             if found != rows:
                 raise ManifestError(f"{path} must hold {rows} rows, got {found}; {REBUILD}")
-            table = file.read(columns=PART.names)
-        if table.schema.remove_metadata() != PART or any(c.null_count for c in table.columns):
-            raise ManifestError(f"{path} must hold columns {PART}, got {table.schema}; {REBUILD}")
+            table = file.read(columns=list(columns))
+        if table.schema.remove_metadata() != wanted or any(c.null_count for c in table.columns):
+            raise ManifestError(f"{path} must hold columns {wanted}, got {table.schema}; {REBUILD}")
     except (OSError, pa.ArrowException) as error:
         raise ManifestError(f"{path} cannot be read: {error}; {REBUILD}") from error
     return table

@@ -22,18 +22,9 @@ from pipeline.report.markup import (
     table,
 )
 from pipeline.report.plots import accuracy_by_vertical
-from pipeline.report.sections import Run, figure, folded, legend, note, runs_by_role, section
+from pipeline.report.sections import Run, figure, folded, legend, note, runs_by_role, section, tile
 
 CHART_VERTICALS = 100
-
-
-def _tile(label: str, value: object, detail: object, kind: str = "") -> Markup:
-    return element(
-        "div",
-        element("dt", label),
-        element("dd", element("span", value, class_="value"), element("span", detail)),
-        class_=f"tile {kind}".strip(),
-    )
 
 
 def _standard_error(run: Run) -> float | None:
@@ -53,14 +44,14 @@ def headline(evaluation: Mapping[str, Any], bytes_per_label: float | None) -> Ma
     runs = runs_by_role(evaluation)
     student, control = runs["student"], runs.get("control")
     images = f"top-1 on {count(student['images'])} unseen images"
-    tiles = [_tile("Student", percent(student["top1"]), images, "student")]
+    tiles = [tile("Student", percent(student["top1"]), images, "student")]
     if control is not None:
         tiles.append(
-            _tile("Control", percent(control["top1"]), "same network on hard labels", "control")
+            tile("Control", percent(control["top1"]), "same network on hard labels", "control")
         )
         if student["top1"] is not None and control["top1"] is not None:
             difference = signed(student["top1"] - control["top1"])
-            tiles.append(_tile("Difference", difference, "points, student less control"))
+            tiles.append(tile("Difference", difference, "points, student less control"))
     verticals = len(evaluation["verticals"])
     specialists = evaluation["specialists"]
     known = [s["cost"]["parameters"] for s in specialists.values() if "parameters" in s["cost"]]
@@ -74,9 +65,9 @@ def headline(evaluation: Mapping[str, Any], bytes_per_label: float | None) -> Ma
         detail = f"against {short(sum(known))} in {_plural(len(known), 'specialist')}{ratio}"
         detail += unknown
     tiles += [
-        _tile("Classes", count(evaluation["classes"]), f"in {_plural(verticals, 'vertical')}"),
-        _tile("Parameters", short(own), detail),
-        _tile("Bytes a label", decimal(bytes_per_label), "in the train stores, all included"),
+        tile("Classes", count(evaluation["classes"]), f"in {_plural(verticals, 'vertical')}"),
+        tile("Parameters", short(own), detail),
+        tile("Bytes a label", decimal(bytes_per_label), "in the train stores, all included"),
     ]
     error = _standard_error(student)
     sampling = (

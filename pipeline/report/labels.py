@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from pipeline.report.exactness import lost
 from pipeline.report.markup import MISSING, Markup, count, decimal, element, percent, short, table
-from pipeline.report.material import TAIL_EDGES, TAIL_SHARDS, TeacherLabels
+from pipeline.report.material import TeacherLabels
 from pipeline.report.plots import histogram
 from pipeline.report.sections import folded, note, section
+from pipeline.store import StoreSummary
 
 HISTOGRAMS = 12
 PROBLEMS_SHOWN = 10
@@ -39,8 +40,8 @@ def soft_labels(labels: Sequence[TeacherLabels]) -> Markup:
         "Each label keeps at most k classes and the mass of all others, its tail. "
         "Entropy near 0 is a label that says no more than a hard one; the axis ends at the "
         "entropy of a uniform guess. The dashed line is the mean. Tail mass is on a logarithmic "
-        f"axis, from at most {TAIL_SHARDS} shards of each store; its first bin also holds what is "
-        "smaller."
+        "axis; its first bin also holds what is smaller. Both are from about a million labels of "
+        "each store, at even distances."
     )
     if len(labels) > HISTOGRAMS:
         said += f" Shown are the {len(panels)} teachers with the most labels."
@@ -57,14 +58,15 @@ def soft_labels(labels: Sequence[TeacherLabels]) -> Markup:
         "labels",
         "Soft labels",
         note(said),
-        _warnings(problems),
+        warnings(problems),
         element("div", *panels, class_="panels"),
         listed,
         lost(labels),
     )
 
 
-def _warnings(problems: Sequence[str]) -> Markup:
+def warnings(problems: Sequence[str]) -> Markup:
+    """Return what is wrong with the labels; nothing when all is well."""
     if not problems:
         return Markup("")
     more = len(problems) - PROBLEMS_SHOWN
@@ -80,30 +82,42 @@ def _warnings(problems: Sequence[str]) -> Markup:
 
 
 def _panel(found: TeacherLabels, at: int) -> Markup:
-    store = found.train
-    assert store is not None
-    spoken = f"{found.teacher}: label entropy, mean {store.entropy_mean:.2f} nats"
+    assert found.train is not None
+    caption = element("figcaption", found.teacher)
+    return element("figure", caption, *histograms(found.train, str(at)), class_="panel")
+
+
+def histograms(store: StoreSummary, name: str) -> list[Markup]:
+    """Return drawings of a store's entropy and tail mass.
+
+    Args:
+        store: Its summary.
+        name: Sets the drawings apart from others in the page.
+    """
     drawings = [
         histogram(
-            f"entropy-{at}",
-            spoken,
+            f"entropy-{name}",
+            f"{store.teacher}: label entropy, mean {store.entropy_mean:.2f} nats",
             "entropy, nats",
             store.entropy_edges,
             store.entropy_counts,
             mean=store.entropy_mean,
         )
     ]
-    if found.tail_counts:
-        spoken = f"{found.teacher}: tail mass, mean {store.tail_mean:.2g}"
-        edges = TAIL_EDGES.tolist()
+    if store.tail_counts:
         drawings.append(
             histogram(
-                f"tail-{at}", spoken, "tail mass", edges, found.tail_counts, ticks=_TAIL_TICKS
+                f"tail-{name}",
+                f"{store.teacher}: tail mass, mean {store.tail_mean:.2g}",
+                "tail mass",
+                store.tail_edges,
+                store.tail_counts,
+                ticks=_TAIL_TICKS,
             )
         )
     else:
         drawings.append(element("p", "no tail", class_="absent"))
-    return element("figure", element("figcaption", found.teacher), *drawings, class_="panel")
+    return drawings
 
 
 def _stores_table(labels: Sequence[TeacherLabels]) -> Markup:

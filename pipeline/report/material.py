@@ -12,19 +12,14 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from pipeline.config import Project
-from pipeline.store import StoreSummary, inspect_store, open_soft_labels
+from pipeline.store import StoreSummary, inspect_store
 from pipeline.store.published import published_path, read_exactness
 from pipeline.workspace import Workspace
 from storage_schemas.errors import ConcentrateError
 from storage_schemas.exactness import Exactness
 from storage_schemas.manifest import TEST, TRAIN
 
-TAIL_EDGES = np.linspace(-6.0, 0.0, 25)
-TAIL_SHARDS = 8
 QUARANTINE_SHOWN = 10
 # Beside these, a column of metrics.csv may be a metric of the head.
 _TERM = "_loss"
@@ -38,8 +33,6 @@ class TeacherLabels:
         teacher: Its name.
         train: Summary of the train store; None when it cannot be read.
         test: Summary of the test store; None when it cannot be read.
-        tail_counts: Labels per bin of log10 tail mass, from up to `TAIL_SHARDS` train shards;
-            the first bin also holds what is smaller. Empty when there is no tail.
         exactness: What its train labels lost; None when it was not measured for them.
         problem: Why a summary is missing.
     """
@@ -47,7 +40,6 @@ class TeacherLabels:
     teacher: str
     train: StoreSummary | None = None
     test: StoreSummary | None = None
-    tail_counts: tuple[int, ...] = ()
     exactness: Exactness | None = None
     problem: str | None = None
 
@@ -111,7 +103,6 @@ def _teacher_labels(project: Project, teacher: str) -> TeacherLabels:
     try:
         paths = [published_path(workspace, teacher, split) for split in (TRAIN, TEST)]
         train, test = (inspect_store(path) if path is not None else None for path in paths)
-        tails = _tail_counts(paths[0]) if paths[0] is not None else np.zeros(0, np.int64)
     except (ConcentrateError, OSError) as error:
         return TeacherLabels(teacher=teacher, problem=str(error))
     exactness = read_exactness(workspace, teacher)
@@ -121,28 +112,9 @@ def _teacher_labels(project: Project, teacher: str) -> TeacherLabels:
         teacher=teacher,
         train=train,
         test=test,
-        tail_counts=tuple(tails.tolist()) if tails.any() else (),
         exactness=exactness,
         problem=None if train is not None else "nothing is published",
     )
-
-
-def _tail_counts(path: Path) -> npt.NDArray[np.int64]:
-    store = open_soft_labels(path)
-    counts = np.zeros(len(TAIL_EDGES) - 1, dtype=np.int64)
-    schema = store.schema
-    whole = schema.selection == "top_k" and schema.k >= schema.num_classes
-    if whole or schema.activation == "sigmoid" or schema.selection == "sampled":
-        return counts
-    written = np.argwhere(store.commits[:, :, 0] > 0)
-    chosen = np.unique(np.linspace(0, len(written) - 1, min(len(written), TAIL_SHARDS)).astype(int))
-    for view, shard in written[chosen]:
-        ids, gaps = store.read_shard(int(view), int(shard))
-        labelled = ids[:, 0] != store.schema.ids_fill
-        found = store.decode(ids[labelled], gaps[labelled], store.schema.temperatures[0])
-        logs = np.clip(found.log_tail / np.log(10), TAIL_EDGES[0], TAIL_EDGES[-1])
-        counts += np.histogram(logs, bins=TAIL_EDGES)[0]
-    return counts
 
 
 def read_quarantine(workspace: Path) -> Quarantine:

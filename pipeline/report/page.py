@@ -1,15 +1,11 @@
 """The page: one HTML file that needs nothing else and runs no script.
 
-In: the order of the sections, the document around them, writing it. Left out: what the sections
-say. The content security policy admits the page's own style sheet, by its digest, and images in
-data URIs; nothing else is loaded or run, whatever a class name may hold.
+In: the order of the sections, and writing the page. Left out: what the sections say, and the
+document around them (document.py).
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +15,7 @@ from pipeline.config import Project
 from pipeline.durable_files import write_durably
 from pipeline.report.accuracy import accuracy, headline
 from pipeline.report.confusions import confusions
+from pipeline.report.document import document
 from pipeline.report.labels import bytes_per_label, soft_labels
 from pipeline.report.markup import Markup, count, element, joined
 from pipeline.report.material import read_curves, read_labels, read_quarantine
@@ -26,10 +23,7 @@ from pipeline.report.networks import curves, networks
 from pipeline.report.provenance import provenance, quarantine
 from pipeline.report.samples import read_images, sample_cards
 from pipeline.report.sections import note, runs_by_role, section
-from pipeline.report.stylesheet import STYLESHEET
 from storage_schemas.errors import StoreError
-
-_STYLE = re.compile(r' style="([^"]*)"')
 
 
 def write_report(
@@ -88,7 +82,7 @@ def report_page(project: Project, evaluation: Mapping[str, Any], written: dateti
             ),
         ]
     )
-    return _document(f"{project.student.name}: report", body)
+    return document(f"{project.student.name}: report", body)
 
 
 def _header(project: Project, evaluation: Mapping[str, Any], written: datetime) -> Markup:
@@ -124,39 +118,3 @@ def _samples(project: Project, evaluation: Mapping[str, Any]) -> Markup:
         ),
         sample_cards(samples, images),
     )
-
-
-def _document(title: str, body: Markup) -> str:
-    lifted, rules = _lift_styles(body)
-    style = STYLESHEET + rules
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
-    policy = (
-        f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; "
-        "form-action 'none'"
-    )
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        # Written by hand: escaping its quotes would be right too, and unreadable.
-        Markup(f'<meta http-equiv="Content-Security-Policy" content="{policy}">'),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("meta", name="referrer", content="no-referrer"),
-        element("title", title),
-        Markup(f"<style>{style}</style>"),
-    )
-    return f"<!doctype html>\n{element('html', head, element('body', lifted), lang='en')}\n"
-
-
-def _lift_styles(body: str) -> tuple[Markup, str]:
-    """Turn every style attribute into a class, so that the policy can forbid inline styles.
-
-    Escaped text holds no quotes, so that only attributes of ours can match.
-    """
-    names: dict[str, str] = {}
-
-    def name(found: re.Match[str]) -> str:
-        return f' class="{names.setdefault(found[1], f"s{len(names)}")}"'
-
-    lifted = _STYLE.sub(name, body)
-    return Markup(lifted), "".join(f".{name}{{{rule}}}\n" for rule, name in names.items())

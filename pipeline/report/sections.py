@@ -29,6 +29,16 @@ def note(*children: object) -> Markup:
     return element("p", *children, class_="note")
 
 
+def tile(label: str, value: object, detail: object, kind: str = "") -> Markup:
+    """Return one number of a headline, with its name and a line that explains it."""
+    return element(
+        "div",
+        element("dt", label),
+        element("dd", element("span", value, class_="value"), element("span", detail)),
+        class_=f"tile {kind}".strip(),
+    )
+
+
 def figure(drawing: Markup, caption: object) -> Markup:
     """Return a drawing under its caption."""
     return element("figure", element("figcaption", caption), drawing)

@@ -1,14 +1,20 @@
 """Soft-label stores on disk. The format is specified in storage_schemas/README.md."""
 
-from pipeline.store.inspect import StoreSummary, inspect_store
+from pipeline.store.compare import compare_stores
+from pipeline.store.inspect import SAMPLED_LABELS, inspect_store
 from pipeline.store.layout import shard_layout
 from pipeline.store.opening import create_soft_labels, open_soft_labels
 from pipeline.store.soft_label_store import SoftLabelStore
+from pipeline.store.store_comparison import StoreComparison
+from pipeline.store.store_summary import StoreSummary
 from pipeline.store.verify import take_out_of_use, verify_store
 
 __all__ = [
+    "SAMPLED_LABELS",
     "SoftLabelStore",
+    "StoreComparison",
     "StoreSummary",
+    "compare_stores",
     "create_soft_labels",
     "inspect_store",
     "open_soft_labels",

@@ -1,190 +1,156 @@
-"""What a store holds and how healthy it is, reduced shard by shard with Dask.
+"""What a store holds and how healthy it is, in one pass over its shards with Dask.
 
-In: `inspect_store` and its result. Left out: printing (flows) and plots (pipeline.report).
+In: which rows are sampled, the pass, and what its sums mean. Left out: the sums themselves
+(shard_figures.py, label_sample.py), printing (flows) and plots (pipeline.report).
+
+`ids` is read whole and checked against its commit records: that is quick, and gives exact counts.
+Decoding is 20 times slower, so that entropies and the like come from whole chunks at even
+distances. The crc32c of `gaps` is checked for shards that are read whole, and by `verify` for all.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.data.hard_labels import load_keys
 from pipeline.locations import folder_bytes
-from pipeline.store.lazy import entropy
+from pipeline.store.hard_labels import HardLabels, hard_labels_of
+from pipeline.store.label_sample import (
+    ENTROPY_BINS,
+    TAIL_EDGES,
+    LabelSample,
+    counted_columns,
+    largest_entropy,
+)
 from pipeline.store.opening import open_soft_labels
+from pipeline.store.reduction import Progress, grouped, reduce_groups
+from pipeline.store.shard_figures import (
+    Place,
+    ShardFigures,
+    merge_figures,
+    no_figures,
+    reduce_places,
+)
 from pipeline.store.soft_label_store import SoftLabelStore
-from pipeline.store.verify import shard_problems
-from storage_schemas.soft_labels import decode
+from pipeline.store.store_summary import Confusion, Disagreement, StoreSummary, VerticalSummary
+from storage_schemas.soft_labels import SoftLabelSchema
 
-ENTROPY_BINS = 32
-TOP_CLASSES = 20
+SAMPLED_LABELS = 1_000_000
+HISTOGRAM_BINS = 32
+PERCENTILES = (5, 25, 50, 75, 95)
+SHOWN = 20
+# Fractions of it fall evenly into [0, 1), so that views do not sample the same rows.
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class StoreSummary:
-    """What a store holds.
+def inspect_store(
+    path: Path,
+    *,
+    sampled_labels: int | None = SAMPLED_LABELS,
+    address: str | None = None,
+    progress: Progress | None = None,
+) -> StoreSummary:
+    """Read a store and summarise it; damaged shards are listed, not counted.
 
-    Means and histograms are over all labels, at the first declared temperature.
+    Memory is bounded by the shards that the threads have open, whatever the size of the store;
+    hard labels, where there are any, take 12 bytes a row beside that.
 
-    Attributes:
+    Args:
         path: Directory of the store.
-        teacher: Name of the specialist.
-        fingerprint: Name of the store.
-        num_rows: N.
-        num_views: V.
-        k: K.
-        num_classes: C_t.
-        activation: softmax or sigmoid.
-        selection: top_k, top_p or sampled.
-        top_p: Mass that top_p keeps; None otherwise.
-        precision: compact or exact.
-        temperatures: At which labels can be decoded.
-        temperature: At which the figures below were computed.
-        labels_per_view: Labels in sound, committed shards, per view.
-        labels: Their sum.
-        coverage: Per view, share of the rows that are labelled.
-        shards: Shards per view.
-        shards_committed: Committed shards, all views.
-        size_bytes: Size of all files.
-        bytes_per_label: `size_bytes` over `labels`; 0 when there is none.
-        entropy_mean: In nats.
-        entropy_edges: Edges of the histogram's bins, in nats.
-        entropy_counts: Labels per bin.
-        tail_mean: Mean mass outside the stored classes.
-        top_classes: The most frequent first-rank classes, (name, labels).
-        problems: As from `verify_store(depth="full")`; empty means sound.
-    """
-
-    path: str
-    teacher: str
-    fingerprint: str
-    num_rows: int
-    num_views: int
-    k: int
-    num_classes: int
-    activation: str
-    selection: str
-    top_p: float | None
-    precision: str
-    temperatures: tuple[float, ...]
-    temperature: float
-    labels_per_view: tuple[int, ...]
-    labels: int
-    coverage: tuple[float, ...]
-    shards: int
-    shards_committed: int
-    size_bytes: int
-    bytes_per_label: float
-    entropy_mean: float
-    entropy_edges: tuple[float, ...]
-    entropy_counts: tuple[int, ...]
-    tail_mean: float
-    top_classes: tuple[tuple[str, int], ...]
-    problems: tuple[str, ...]
-
-    @property
-    def is_healthy(self) -> bool:
-        """Whether nothing is damaged."""
-        return not self.problems
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON form."""
-        return dataclasses.asdict(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Partial:
-    view: int
-    labels: int
-    entropy_sum: float
-    tail_sum: float
-    entropy_counts: npt.NDArray[np.int64]
-    class_counts: npt.NDArray[np.int64]
-    problems: tuple[str, ...]
-
-
-def _edges(store: SoftLabelStore) -> npt.NDArray[np.float64]:
-    schema = store.schema
-    sigmoid = schema.activation == "sigmoid"
-    top = schema.k * np.log(2) if sigmoid else np.log(max(schema.num_classes, 2))
-    # A little above the largest possible entropy, which float32 may round up.
-    return np.linspace(0.0, float(top) * (1 + 1e-5), ENTROPY_BINS + 1)
-
-
-def _reduce_shard(
-    store: SoftLabelStore, view: int, shard: int, edges: npt.NDArray[np.float64]
-) -> _Partial:
-    schema = store.schema
-    problems = shard_problems(store, view, shard, "full")
-    ids, gaps = schema.empty(0)
-    if not problems and store.commit_record(view, shard)[0]:
-        ids, gaps = store.read_shard(view, shard)
-        labelled = ids[:, 0] != schema.ids_fill
-        ids, gaps = ids[labelled], gaps[labelled]
-    found = decode(schema, ids, gaps, schema.temperatures[0])
-    values = entropy(schema, found)
-    return _Partial(
-        view=view,
-        labels=len(ids),
-        entropy_sum=float(values.sum(dtype=np.float64)),
-        tail_sum=float(np.exp(found.log_tail).sum(dtype=np.float64)),
-        entropy_counts=np.histogram(np.clip(values, 0, edges[-1]), bins=edges)[0],
-        class_counts=np.bincount(found.ids[:, 0], minlength=schema.num_classes),
-        problems=tuple(problems),
-    )
-
-
-def _merge(
-    parts: Sequence[_Partial], num_views: int, num_classes: int
-) -> tuple[list[int], _Partial]:
-    per_view = [sum(part.labels for part in parts if part.view == v) for v in range(num_views)]
-    return per_view, _Partial(
-        view=-1,
-        labels=sum(per_view),
-        entropy_sum=sum(part.entropy_sum for part in parts),
-        tail_sum=sum(part.tail_sum for part in parts),
-        entropy_counts=sum(
-            (part.entropy_counts for part in parts), np.zeros(ENTROPY_BINS, np.int64)
-        ),
-        class_counts=sum((part.class_counts for part in parts), np.zeros(num_classes, np.int64)),
-        problems=tuple(problem for part in parts for problem in part.problems),
-    )
-
-
-def inspect_store(path: Path) -> StoreSummary:
-    """Read a whole store and summarise it; damaged shards are listed, not counted.
+        sampled_labels: About how many labels are decoded; None for all.
+        address: Scheduler of a `distributed` cluster whose workers see the same path; the threads
+            of this process when None.
+        progress: Called with (groups of shards done, groups).
 
     Raises:
-        StoreError: If there is no store.
+        StoreError: If there is no store, or no scheduler at the address.
         SchemaMismatchError: If it is of another kind or version.
         CorruptLabelError: If its metadata was altered.
     """
-    import dask
-
     store = open_soft_labels(path)
-    schema = store.schema
-    edges = _edges(store)
-    handle = dask.delayed(store, pure=False, traverse=False)
-    reduce_shard = dask.delayed(_reduce_shard, pure=False)
-    parts = dask.compute(
-        *(
-            reduce_shard(handle, view, shard, edges)
-            for view, shard in np.ndindex(schema.num_views, schema.num_shards)
+    found = hard_labels_of(store)
+    hard = found if isinstance(found, HardLabels) else None
+    places = list(_places(store, sampled_labels))
+    total = no_figures(store, hard)
+    if places:
+        total = reduce_groups(
+            reduce_places,
+            grouped(places),
+            merge_figures,
+            (store, hard),
+            address=address,
+            progress=progress,
         )
+    return _summary(store, total, hard, None if isinstance(found, HardLabels) else found)
+
+
+def _places(store: SoftLabelStore, sampled_labels: int | None) -> Iterator[Place]:
+    schema = store.schema
+    records = store.commits
+    rows = records[:, :, 0]
+    labels = int(rows.sum(dtype=np.int64))
+    share = 1.0 if sampled_labels is None else min(sampled_labels / max(labels, 1), 1.0)
+    for view in range(schema.num_views):
+        chosen = _sampled_chunks(schema, view, rows[view] > 0, share)
+        for shard in range(schema.num_shards):
+            size = len(store.shard_span(shard))
+            count, ids_crc, gaps_crc = records[view, shard].tolist()
+            yield Place(
+                view=view,
+                shard=shard,
+                record=(count, ids_crc, gaps_crc),
+                sampled=_spans(schema, chosen[shard], size),
+            )
+
+
+def _sampled_chunks(
+    schema: SoftLabelSchema, view: int, committed: npt.NDArray[np.bool_], share: float
+) -> npt.NDArray[np.bool_]:
+    """Return (shards, chunks of a shard) bool: chunks at even distances, others in each view."""
+    size = schema.shard_rows // schema.chunk_rows
+    chosen = np.zeros((schema.num_shards, size), np.bool_)
+    ends = np.minimum(np.arange(1, schema.num_shards + 1) * schema.shard_rows, schema.num_rows)
+    inside = -(-(ends - np.arange(schema.num_shards) * schema.shard_rows) // schema.chunk_rows)
+    there = np.argwhere(committed[:, None] & (np.arange(size) < inside[:, None]))
+    wanted = math.ceil(share * len(there))
+    if wanted:
+        shift = (view * GOLDEN_RATIO) % 1
+        at = ((np.arange(wanted) + shift) * len(there) / wanted).astype(np.int64)
+        chosen[tuple(there[at].T)] = True
+    return chosen
+
+
+def _spans(schema: SoftLabelSchema, chosen: npt.NDArray[np.bool_], size: int) -> tuple[range, ...]:
+    """Return spans of rows of neighbouring chunks."""
+    edges = np.flatnonzero(np.diff(chosen, prepend=False, append=False)) * schema.chunk_rows
+    return tuple(
+        range(int(start), min(int(stop), size))
+        for start, stop in zip(edges[::2], edges[1::2], strict=True)
     )
-    per_view, total = _merge(parts, schema.num_views, schema.num_classes)
+
+
+def _summary(
+    store: SoftLabelStore, total: ShardFigures, hard: HardLabels | None, why_not: str | None
+) -> StoreSummary:
+    schema = store.schema
+    labels = int(total.labels.sum())
+    sizes = {name: folder_bytes(store.path / name) for name in ("ids", "gaps")}
     size_bytes = folder_bytes(store.path)
-    top = np.argsort(-total.class_counts, kind="stable")[:TOP_CLASSES].tolist()
-    count = max(total.labels, 1)
+    each = max(labels, 1)
+    top = np.argsort(-total.classes, kind="stable")[:SHOWN].tolist()
+    compared = total.by_vertical[:, :, 1:].sum(axis=(0, 1))
+    names = schema.classes
     return StoreSummary(
         path=str(store.path),
         teacher=schema.teacher,
         fingerprint=schema.fingerprint,
+        split=str(schema.split),
         num_rows=schema.num_rows,
         num_views=schema.num_views,
         k=schema.k,
@@ -195,21 +161,126 @@ def inspect_store(path: Path) -> StoreSummary:
         precision=schema.precision,
         temperatures=schema.temperatures,
         temperature=schema.temperatures[0],
-        labels_per_view=tuple(per_view),
-        labels=total.labels,
-        coverage=tuple(labels / max(schema.num_rows, 1) for labels in per_view),
+        labels_per_view=tuple(total.labels.tolist()),
+        labels=labels,
+        retired_labels=total.retired if hard is not None else None,
+        coverage=tuple((total.labels / max(schema.num_rows, 1)).tolist()),
         shards=schema.num_shards,
         shards_committed=int((store.commits[:, :, 0] > 0).sum()),
         size_bytes=size_bytes,
-        bytes_per_label=size_bytes / total.labels if total.labels else 0.0,
-        entropy_mean=total.entropy_sum / count,
-        entropy_edges=tuple(edges.tolist()),
-        entropy_counts=tuple(total.entropy_counts.tolist()),
-        tail_mean=total.tail_sum / count,
-        top_classes=tuple(
-            (schema.classes[at], int(total.class_counts[at]))
-            for at in top
-            if total.class_counts[at]
-        ),
+        bytes_per_label=size_bytes / each if labels else 0.0,
+        classes=names,
+        class_counts=tuple(total.classes.tolist()),
+        top_classes=tuple((names[at], int(total.classes[at])) for at in top if total.classes[at]),
+        verticals=_verticals(total, hard, schema),
+        compared=int(compared[0]),
+        agreement=float(compared[1] / compared[0]) if compared[0] else None,
+        confused=_confused(total, schema),
+        confused_missing=total.pairs.missing,
+        hard_labels_problem=why_not,
+        ids_bytes=sizes["ids"] / each if labels else 0.0,
+        gaps_bytes=sizes["gaps"] / each if labels else 0.0,
         problems=total.problems,
+        **_sample_fields(schema, total.sample, hard),
+    )
+
+
+def _verticals(
+    total: ShardFigures, hard: HardLabels | None, schema: SoftLabelSchema
+) -> tuple[VerticalSummary, ...]:
+    """Return the verticals that the teacher knows, or has labelled all the same."""
+    if hard is None:
+        return ()
+    figures = total.by_vertical
+    known = {name.partition("/")[0] for name in schema.classes}
+    return tuple(
+        VerticalSummary(
+            vertical=name,
+            rows=int(hard.rows[at]),
+            labels=tuple(figures[:, at, 0].tolist()),
+            compared=int(figures[:, at, 1].sum()),
+            agreed=int(figures[:, at, 2].sum()),
+        )
+        for at, name in enumerate(hard.verticals)
+        if figures[:, at].any() or (name in known and hard.rows[at])
+    )
+
+
+def _confused(total: ShardFigures, schema: SoftLabelSchema) -> tuple[Confusion, ...]:
+    found = []
+    for at in np.argsort(-total.pairs.counts, kind="stable")[:SHOWN].tolist():
+        hard, first = divmod(int(total.pairs.codes[at]), schema.num_classes)
+        found.append(
+            Confusion(
+                hard=schema.classes[hard],
+                first=schema.classes[first],
+                labels=int(total.pairs.counts[at]),
+            )
+        )
+    return tuple(found)
+
+
+def _sample_fields(
+    schema: SoftLabelSchema, sample: LabelSample | None, hard: HardLabels | None
+) -> dict[str, Any]:
+    """Return the fields of the summary that come from the sample."""
+    edges = np.linspace(0.0, largest_entropy(schema), ENTROPY_BINS + 1)
+    counts = sample.entropy_counts if sample else np.zeros(ENTROPY_BINS, np.int64)
+    ids_bound = gaps_bound = 0.0
+    if sample:
+        found = _entropy_bytes(sample.ids_counts)
+        # Columns that were not counted lie between two that were.
+        ids_bound = float(np.interp(np.arange(schema.k), counted_columns(schema), found).sum())
+        gaps_bound = float(_entropy_bytes(sample.gaps_counts).sum())
+    tails = sample.tail_counts if sample else np.zeros(0, np.int64)
+    return {
+        "sampled": sample.labels if sample else 0,
+        "entropy_mean": sample.entropy_sum / sample.labels if sample else 0.0,
+        "entropy_percentiles": _percentiles(edges, counts) if sample else (),
+        "entropy_edges": tuple(edges[:: ENTROPY_BINS // HISTOGRAM_BINS].tolist()),
+        "entropy_counts": tuple(counts.reshape(HISTOGRAM_BINS, -1).sum(axis=1).tolist()),
+        "tail_mean": sample.tail_sum / sample.labels if sample else 0.0,
+        "tail_edges": tuple(TAIL_EDGES.tolist()),
+        "tail_counts": tuple(tails.tolist()) if tails.any() else (),
+        "ids_bound_bytes": ids_bound,
+        "gaps_bound_bytes": gaps_bound,
+        "disagreements": _disagreements(schema, sample, hard),
+    }
+
+
+def _entropy_bytes(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return the zeroth-order entropy of each row of (columns, symbols) counts, in bytes."""
+    total = counts.sum(axis=1).astype(np.float64)
+    logs = np.log2(np.maximum(counts, 1))
+    bits: npt.NDArray[np.float64] = np.log2(total) - (counts * logs).sum(axis=1) / total
+    return bits / 8
+
+
+def _percentiles(
+    edges: npt.NDArray[np.float64], counts: npt.NDArray[np.int64]
+) -> tuple[tuple[int, float], ...]:
+    below = np.concatenate([[0], np.cumsum(counts)])
+    wanted = np.array(PERCENTILES) / 100 * below[-1]
+    values = np.interp(wanted, below, edges)
+    return tuple(zip(PERCENTILES, values.tolist(), strict=True))
+
+
+def _disagreements(
+    schema: SoftLabelSchema, sample: LabelSample | None, hard: HardLabels | None
+) -> tuple[Disagreement, ...]:
+    if sample is None or hard is None:
+        return ()
+    table = sample.disagreements[:SHOWN]
+    keys = load_keys(hard.workspace, table["row"].tolist())
+    return tuple(
+        Disagreement(
+            row=int(entry["row"]),
+            view=int(entry["view"]),
+            key=keys.get(int(entry["row"]), ""),
+            hard=schema.classes[int(entry["hard"])],
+            first=schema.classes[int(entry["first"])],
+            first_probability=math.exp(entry["first_log"]),
+            hard_probability=math.exp(entry["hard_log"]),
+        )
+        for entry in table
     )

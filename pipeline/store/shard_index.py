@@ -15,11 +15,13 @@ import io
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import google_crc32c
 import numpy as np
 import pyarrow as pa
+
+from pipeline.locations import bucket_of, is_local
 
 _ENTRY_BYTES = 16  # offset and size, uint64 each
 _CRC_BYTES = 4
@@ -65,8 +67,15 @@ def shard_problem(path: Path, form: ShardForm) -> str | None:
     if not path.is_file():  # a pipe or a device could keep the reader for ever
         return "is not a regular file" if path.exists() else "the file is not there"
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with _opened(path) as file:
         return _problem(file, size, form)
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a shard for a few short reads; in a bucket each of them is one request for its bytes."""
+    if is_local(path):
+        return path.open("rb")
+    return cast(BinaryIO, bucket_of(path).open(cast(Any, path).path, "rb", cache_type="none"))
 
 
 def _problem(file: BinaryIO, size: int, form: ShardForm) -> str | None:

@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from pipeline.locations import is_local, remove, storage_errors
+from pipeline.locations import is_local, read_whole, remove, storage_errors
 from pipeline.store.commit import shard_crc, sync
 from pipeline.store.layout import ARRAYS, array_place, array_shape, read_document, shard_file
 from pipeline.store.lock import share_reader_lock
+from pipeline.store.shard_bytes import decode_shard_bytes, is_plain
 from pipeline.store.shard_index import ShardForm, shard_form, shard_problem
 from pipeline.workspace import inside
 from storage_schemas.errors import CorruptLabelError, MissingLabelError, StoreError
@@ -194,29 +195,78 @@ class ShardFiles:
 
     def read(self, view: int, shard: int) -> tuple[Array, Array]:
         """Read one shard and check it (see `SoftLabelStore.read_shard`)."""
-        labelled, *expected = self.commit(view, shard)
-        if labelled == 0:
+        _, ids_crc, gaps_crc = self._committed(view, shard)
+        return (
+            self._read_whole("ids", view, shard, ids_crc),
+            self._read_whole("gaps", view, shard, gaps_crc),
+        )
+
+    def read_ids(self, view: int, shard: int, crc: int) -> Array:
+        """Read the ids of one shard and check them (see `SoftLabelStore.read_shard_ids`)."""
+        self._check_place(view, shard)
+        values = self._decoded_bytes(view, shard)
+        if values is not None and shard_crc(self.schema, "ids", view, shard, values) == crc:
+            return values[: len(self.span(shard))]
+        return self._read_whole("ids", view, shard, crc)
+
+    def _decoded_bytes(self, view: int, shard: int) -> Array | None:
+        if not is_plain(self._array("ids").metadata.to_dict()):
+            return None
+        schema = self.schema
+        try:
+            if self.structure_problem("ids", view, shard) is not None:
+                return None
+            content = read_whole(shard_file(self.path, "ids", view, shard))
+        except storage_errors():
+            return None
+        return decode_shard_bytes(
+            content,
+            (schema.shard_rows, schema.k),
+            schema.chunk_rows,
+            schema.ids_dtype,
+            schema.ids_fill,
+        )
+
+    def read_gaps(self, view: int, shard: int, rows: range) -> Array:
+        """Read some rows of `gaps`, (rows, columns), which only their chunks' own crc32c guards.
+
+        Args:
+            view: View of the shard.
+            shard: Index along the rows.
+            rows: Counted from the first row of the shard; whole chunks are read anyway.
+
+        Raises:
+            CorruptLabelError: If they do not decode.
+        """
+        first = self.span(shard).start
+        return self._decoded("gaps", view, shard, range(first + rows.start, first + rows.stop))
+
+    def _committed(self, view: int, shard: int) -> tuple[int, int, int]:
+        record = self.commit(view, shard)
+        if record[0] == 0:
             raise MissingLabelError(
                 f"{self.path}: view {view}, shard {shard} has not been labelled; run "
                 f"`concentrate label --teacher {self.schema.teacher}`"
             )
-        span = self.span(shard)
-        found = []
-        for name, crc in zip(("ids", "gaps"), expected, strict=True):
-            try:
-                problem = self.structure_problem(name, view, shard)
-                if problem is not None:
-                    raise self._corrupt(name, view, shard, problem)
-                values = np.asarray(self._array(name)[view, span.start : span.stop])
-            except DECODING_ERRORS as error:
-                raise self._corrupt(name, view, shard, str(error)) from error
-            got = shard_crc(self.schema, name, view, shard, values)
-            if got != crc:
-                raise self._corrupt(
-                    name, view, shard, f"crc32c must be {crc:08x} by its record, got {got:08x}"
-                )
-            found.append(values)
-        return found[0], found[1]
+        return record
+
+    def _read_whole(self, name: str, view: int, shard: int, crc: int) -> Array:
+        values = self._decoded(name, view, shard, self.span(shard))
+        got = shard_crc(self.schema, name, view, shard, values)
+        if got != crc:
+            raise self._corrupt(
+                name, view, shard, f"crc32c must be {crc:08x} by its record, got {got:08x}"
+            )
+        return values
+
+    def _decoded(self, name: str, view: int, shard: int, rows: range) -> Array:
+        try:
+            problem = self.structure_problem(name, view, shard)
+            if problem is not None:
+                raise self._corrupt(name, view, shard, problem)
+            return np.asarray(self._array(name)[view, rows.start : rows.stop])
+        except DECODING_ERRORS as error:
+            raise self._corrupt(name, view, shard, str(error)) from error
 
 
 def label_problems(

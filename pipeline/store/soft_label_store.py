@@ -193,6 +193,29 @@ class SoftLabelStore:
         """
         return self._files.structure_problem(name, view, shard)
 
+    def read_shard_ids(self, view: int, shard: int, crc: int) -> Array:
+        """Read the ids of one shard alone, (rows, K).
+
+        Args:
+            view: View of the shard.
+            shard: Index along the rows.
+            crc: Of its commit record, from `commits`.
+
+        Raises:
+            CorruptLabelError: If the bytes disagree with it.
+        """
+        return self._files.read_ids(view, shard, crc)
+
+    def read_shard_gaps(self, view: int, shard: int, rows: range) -> Array:
+        """Read some rows of one shard's gaps, checked by their chunks' crc32c alone.
+
+        Args:
+            view: View of the shard.
+            shard: Index along the rows.
+            rows: Counted from the first row of the shard.
+        """
+        return self._files.read_gaps(view, shard, rows)
+
     def fetch_quantised(self, rows: Rows, views: Rows) -> tuple[Array, Array]:
         """Return ids (B, K) and gaps (B, columns) as stored, of (B,) rows and (B,) views.
 

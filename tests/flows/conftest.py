@@ -175,6 +175,7 @@ class Steps:
         "run_again",
         "plan_again",
         "inspect",
+        "compare",
         "gc",
         "predict",
         "run",

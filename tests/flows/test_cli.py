@@ -15,7 +15,7 @@ Line = Callable[[str], str]
 
 VERBS = (
     "run", "plan", "specialists", "label", "verify", "train", "evaluate", "report", "inspect",
-    "gc", "predict", "init",
+    "compare", "gc", "predict", "init",
 )  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("default")  # Prefect and typer warn at import
