@@ -87,24 +87,24 @@ def start() -> Iterator[Start]:
 
 def store(workspace: Workspace, name: str) -> Path:
     """Path of a store."""
-    return workspace.labels("birds", name)
+    return workspace.labels("birds", name * 16)
 
 
 def test_a_store_that_is_being_written_stays(
     workspace: Workspace, collect: Collect, start: Start
 ) -> None:
     """A process holds the writer lock: its store and its unfinished one are named and kept."""
-    partial = store(workspace, "0").with_name(".0.zarr.abc_1x.partial")
+    partial = store(workspace, "0").with_name(f".{'0' * 16}.zarr.abc_1x.partial")
     partial.mkdir()
     writer = start(WRITE, store(workspace, "0"))
     found = collect(workspace)
-    for name in ("0.zarr", partial.name):
+    for name in ("0.zarr", partial.name.replace("0" * 16, "0")):
         assert found[name][0] == "keep"
         assert f"being written by process {writer.pid} on" in found[name][1]
     writer.communicate("\n")
     assert collect(workspace)["0.zarr"][0] == "removed"
     names = {path.name for path in store(workspace, "0").parent.iterdir()}
-    assert names == {"2.zarr", "published.json", ".2.zarr.readers"}
+    assert names == {f"{'2' * 16}.zarr", "published.json", f".{'2' * 16}.zarr.readers"}
 
 
 def test_a_store_that_is_being_read_stays(
