@@ -47,3 +47,4 @@ bench: install
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/label_overhead.py
 	$(BIN)/python benchmarks/demo_accuracy.py
+	$(BIN)/python benchmarks/kill_campaign.py

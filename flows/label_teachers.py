@@ -7,7 +7,6 @@ records: no result is cached (DESIGN invariant 3).
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 from prefect import flow, task
@@ -17,20 +16,18 @@ from prefect.cache_policies import NO_CACHE
 from flows.progress import bar
 from flows.project import Loaded, load, reload
 from pipeline.plan import plan_labels
-from pipeline.store.lock import writer_lock
-from pipeline.store.published import SPLIT_NAMES, publish
+from pipeline.store import SoftLabelStore
+from pipeline.store.published import SPLIT_NAMES
 from pipeline.teachers.spec import TeacherSpec, resolve_teacher, resolve_teachers
 from pipeline.teachers.stores import (
+    ShardWork,
     label_bytes,
     missing_work,
     open_or_create,
-    store_path,
     store_schema,
     work_groups,
 )
-from pipeline.workspace import Workspace
 from storage_schemas.errors import StoreError
-from storage_schemas.manifest import TEST, TRAIN
 
 LABELS_PER_TASK = 1 << 18
 
@@ -91,40 +88,32 @@ def label_teacher(
         config: Path of the project file.
         overrides: `key.path=value` settings that replace those of the file.
     """
-    from pipeline.teachers.labelling import teacher_cost
+    from pipeline.teachers.publishing import label_and_publish
 
     overrides = overrides or []
     loaded = load(config, overrides)
-    project, manifest = loaded.project, loaded.manifest
-    spec = _resolve(loaded, teacher)
-    schemas = {
-        split: store_schema(project, spec, loaded.space, manifest, split) for split in (TRAIN, TEST)
-    }
+    project = loaded.project
     done: list[dict[str, Any]] = []
     stored = []
-    with ExitStack() as locks:
-        for schema in schemas.values():
-            locks.enter_context(writer_lock(store_path(project, schema)))
-        for split, schema in schemas.items():
-            store = open_or_create(project, schema, loaded.space)
-            work = missing_work(project, schema, spec, manifest)
-            new = [
-                label_group(teacher, SPLIT_NAMES[split], group, config, overrides)
-                for group in range(len(work_groups(work, LABELS_PER_TASK)))
-            ]
-            done += new
-            labels = int(store.commits[:, :, 0].sum())
-            stored.append(
-                {
-                    "store": str(store.path.relative_to(project.workspace)),
-                    "labels": labels,
-                    "at most bytes": label_bytes(schema, labels),
-                    "new shards": sum(item["shards"] for item in new),
-                    "labels a second": max((item["labels_per_second"] for item in new), default=0),
-                }
-            )
-    fingerprints = {SPLIT_NAMES[split]: schema.fingerprint for split, schema in schemas.items()}
-    publish(Workspace(project.workspace), teacher, fingerprints, teacher_cost(spec))
+
+    def run(store: SoftLabelStore, work: list[ShardWork]) -> None:
+        new = [
+            label_group(teacher, str(store.schema.split), group, config, overrides)
+            for group in range(len(work_groups(work, LABELS_PER_TASK)))
+        ]
+        labels = int(store.commits[:, :, 0].sum())
+        done.extend(new)
+        stored.append(
+            {
+                "store": str(store.path.relative_to(project.workspace)),
+                "labels": labels,
+                "at most bytes": label_bytes(store.schema, labels),
+                "new shards": sum(item["shards"] for item in new),
+                "labels a second": max((item["labels_per_second"] for item in new), default=0),
+            }
+        )
+
+    label_and_publish(project, _resolve(loaded, teacher), loaded.space, loaded.manifest, run)
     create_table_artifact(
         stored, key=f"labels-{teacher.lower().replace('_', '-').replace('.', '-')}"
     )

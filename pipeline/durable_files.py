@@ -15,6 +15,7 @@ def replace_durably(path: Path, write: Callable[[Path], object]) -> None:
         write: Called with the temporary path; creates that file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         write(partial)
@@ -33,3 +34,21 @@ def replace_durably(path: Path, write: Callable[[Path], object]) -> None:
 def write_durably(path: Path, content: bytes) -> None:
     """Replace a file by these bytes, as `replace_durably`."""
     replace_durably(path, lambda partial: partial.write_bytes(content))
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left beside this file, so that kills do not fill the disk."""
+    for partial in path.parent.glob(f".{path.name}.partial-*"):
+        owner = partial.name.rpartition("-")[2]
+        if not (owner.isdecimal() and _is_alive(int(owner))):
+            partial.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is there, and another user's
+        return True
+    return True
