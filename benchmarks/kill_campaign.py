@@ -36,19 +36,22 @@ FIRST_IMAGES, ALL_IMAGES = 24, 36
 START_METHOD = multiprocessing.get_context("forkserver")
 
 
-def prepare(root: Path) -> None:
+def prepare(root: Path, ready: Any) -> None:
     """Write the project, and beside its images the larger set that replaces them."""
     from tiny_project import write_images, write_project
 
     write_project(root, FIRST_IMAGES)
     shutil.copytree(root / "images", root / "grown")
     write_images(root / "grown", range(FIRST_IMAGES, ALL_IMAGES))
+    ready.send(None)
 
 
-def live(root: Path) -> None:
+def live(root: Path, ready: Any) -> None:
     """Bring a workspace to the end of its life, from wherever it is."""
     import torch
+    from tiny_project import label
 
+    ready.send(None)
     torch.set_num_threads(1)
     if (root / "grown").exists():
         if (root / "images").exists():
@@ -56,19 +59,6 @@ def live(root: Path) -> None:
             (root / "images").rename(root / "first")
         (root / "grown").rename(root / "images")
     label(root)
-
-
-def label(root: Path) -> None:
-    """Do what `concentrate label` does, without Prefect."""
-    from pipeline.config import load_project
-    from pipeline.data import update_manifest
-    from pipeline.teachers.publishing import label_here
-    from pipeline.teachers.spec import resolve_teachers
-
-    project = load_project(root / "project.yaml")
-    update = update_manifest(project)
-    for spec in resolve_teachers(project, update.label_space, update.manifest):
-        label_here(project, spec, update.label_space, update.manifest)
 
 
 def examine(root: Path, answer: Any) -> None:
@@ -137,42 +127,36 @@ def where_it_fell(root: Path) -> str:
     return "growing the stores, or between new shards" if len(rows) > 1 else "grown, near the end"
 
 
-def started(target: Any, *arguments: Any) -> BaseProcess:
-    """Return a new process at work."""
-    process = START_METHOD.Process(target=target, args=arguments)
+def started(target: Any, *arguments: Any) -> tuple[BaseProcess, Any]:
+    """Return a new process at work, and the pipe on which it answers; it gets the other end."""
+    here, there = multiprocessing.Pipe(duplex=False)
+    process = START_METHOD.Process(target=target, args=(*arguments, there))
     process.start()
-    return process
+    there.close()
+    return process, here
 
 
-def finished(target: Any, *arguments: Any) -> None:
-    """Run in a new process to the end.
+def finished(target: Any, *arguments: Any) -> Any:
+    """Run in a new process to the end and return its answer.
 
     Raises:
         RuntimeError: If it fails.
     """
-    process = started(target, *arguments)
+    process, answers = started(target, *arguments)
+    try:
+        answer = answers.recv()
+    except EOFError:
+        answer = None
     process.join()
     if process.exitcode != 0:
         raise RuntimeError(f"{target.__name__} ended with {process.exitcode}")
-
-
-def examined(root: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return what a finished workspace holds and what is wrong with it."""
-    here, there = multiprocessing.Pipe(duplex=False)
-    process = started(examine, root, there)
-    there.close()
-    try:
-        found: tuple[dict[str, Any], list[str]] = here.recv()
-    except EOFError:
-        raise RuntimeError(f"{root} cannot be examined") from None
-    finally:
-        process.join()
-    return found
+    return answer
 
 
 def killed(root: Path, seconds: float) -> tuple[bool, list[int]]:
     """Start the life and kill it; return whether it was still alive, and orphans it left."""
-    process = started(live, root)
+    process, answers = started(live, root)
+    answers.recv()
     time.sleep(seconds)
     assert process.pid is not None
     try:
@@ -203,10 +187,12 @@ def campaign(kills: int, seed: int, folder: Path) -> dict[str, Any]:
     for turn in range(3):
         root = folder / f"undisturbed-{turn}"
         shutil.copytree(template, root)
+        process, answers = started(live, root)
+        answers.recv()
         begun = time.perf_counter()
-        finished(live, root)
+        process.join()
         lengths.append(time.perf_counter() - begun)
-    expected, wrong = examined(folder / "undisturbed-0")
+    expected, wrong = finished(examine, folder / "undisturbed-0")
     assert not wrong, wrong
     length = sorted(lengths)[1]
     draw = random.Random(seed)
@@ -230,7 +216,7 @@ def campaign(kills: int, seed: int, folder: Path) -> dict[str, Any]:
             again, orphans = again + hit, orphans + more
         try:
             finished(live, root)
-            found, wrong = examined(root)
+            found, wrong = finished(examine, root)
             wrong += [f"{name} differs" for name in expected if found[name] != expected[name]]
         except RuntimeError as error:
             wrong = [str(error)]

@@ -13,7 +13,11 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
+from pipeline.config import load_project
+from pipeline.data import update_manifest
 from pipeline.models.builders import build_classifier
+from pipeline.teachers.publishing import label_here
+from pipeline.teachers.spec import resolve_teachers
 
 BUILDER = "pipeline.models.backbones:glyph_resnet"
 BUILDER_ARGS = {"width": 8, "in_channels": 3}
@@ -37,10 +41,10 @@ def write_weights(path: Path, seed: int) -> None:
     save_file({name: value.contiguous() for name, value in network.state_dict().items()}, path)
 
 
-def write_project(root: Path, images: int) -> Path:
-    """Write images, weights and the project file; return the project file."""
+def write_project(root: Path, images: int, seed: int = 0) -> None:
+    """Write images, weights and the project file."""
     write_images(root / "images", range(images))
-    write_weights(root / "tools.safetensors", seed=0)
+    write_weights(root / "tools.safetensors", seed)
     settings = {
         "workspace": "work",
         "data": {"source": "image_folder", "root": "images", "test_fraction": 0.3},
@@ -59,6 +63,15 @@ def write_project(root: Path, images: int) -> Path:
         "labels": {"k": 2, "temperatures": [1.0, 2.0], "shard_rows": 16, "chunk_rows": 8},
         "runtime": {"device": "cpu"},
     }
-    path = root / "project.yaml"
-    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    return path
+    (root / "project.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+
+
+def label(root: Path) -> int:
+    """Do what `concentrate label` does, without Prefect; return the shards written."""
+    project = load_project(root / "project.yaml")
+    update = update_manifest(project)
+    written = 0
+    for spec in resolve_teachers(project, update.label_space, update.manifest):
+        done = label_here(project, spec, update.label_space, update.manifest)
+        written += sum(counts.shards for counts in done.values())
+    return written

@@ -20,26 +20,29 @@ MARK = "CONCENTRATE_RUN"
 GRACE_SECONDS = 3.0
 ROUNDS = 5
 
-_watcher: subprocess.Popen[bytes] | None = None  # its pipe stays open until this process ends
+_pipe: int | None = None  # open until this process ends, and in no other process
 
 
 def end_with_this_process() -> None:
     """Have every process that this one starts from now on end with it; cheap to call again."""
-    global _watcher
-    if _watcher is not None:
+    global _pipe
+    if _pipe is not None:
         return
     mark = uuid.uuid4().hex
     environment = {name: value for name, value in os.environ.items() if name != MARK}
+    end, _pipe = os.pipe()
     # In a session of its own, Ctrl-C in the terminal does not reach it; and it holds neither
     # stdout nor stderr, so that whoever reads those sees their end.
-    _watcher = subprocess.Popen(
+    subprocess.run(
         [sys.executable, "-P", __file__, mark],
         env=environment,
-        stdin=subprocess.PIPE,
+        stdin=end,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        check=True,
     )
+    os.close(end)
     # A command inside a run of another carries both marks, and ends with either.
     os.environ[MARK] = ",".join(filter(None, (os.environ.get(MARK), mark)))
 
@@ -68,10 +71,8 @@ def _end_marked(mark: str) -> None:
 
 
 def _main() -> None:
-    import signal
-
-    # Whoever ends all children of the command must not end this one before its work.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if os.fork():
+        os._exit(0)  # the one that goes on is nobody's child: it is not ended with the others
     sys.stdin.buffer.read()
     _end_marked(sys.argv[1])
 

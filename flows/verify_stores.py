@@ -9,10 +9,10 @@ from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.progress import bar
-from flows.project import load
+from flows.project import load, reload
 from pipeline.store import open_soft_labels, take_out_of_use, verify_store
 from pipeline.store.lock import writer_lock
-from pipeline.store.published import SPLIT_NAMES, published_path
+from pipeline.store.published import SPLIT_NAMES, published_path, rows_to_label
 from pipeline.workspace import Workspace
 from storage_schemas.errors import CheckFailedError, ConcentrateError
 from storage_schemas.manifest import TEST, TRAIN
@@ -20,7 +20,12 @@ from storage_schemas.manifest import TEST, TRAIN
 
 @task(cache_policy=NO_CACHE, task_run_name="verify/{teacher}/{split}")
 def verify_one(
-    teacher: str, split: str, path: str | None, depth: Literal["quick", "full"]
+    teacher: str,
+    split: str,
+    path: str | None,
+    depth: Literal["quick", "full"],
+    config: str,
+    overrides: list[str],
 ) -> dict[str, Any]:
     """Check one store; returns its problems instead of raising, so that all are checked.
 
@@ -32,14 +37,16 @@ def verify_one(
     if path is None:
         return found | {"problems": ["nothing published; run `concentrate label`"]}
     try:
+        loaded = reload(config, overrides)
         store = open_soft_labels(Path(path))
+        rows = rows_to_label(loaded.project, loaded.space, loaded.manifest, store)
         found["labels"] = int(store.commits[:, :, 0].sum())
-        found["problems"] = verify_store(store, depth)
+        found["problems"] = verify_store(store, depth, rows)
         if found["problems"]:  # a sound store is not written, so it may be read-only
             with writer_lock(store.path):
-                found["problems"] = take_out_of_use(store, depth)
+                take_out_of_use(store, depth)
     except ConcentrateError as error:
-        found["problems"] = [str(error)]
+        found["problems"] = [*found["problems"], str(error)]
     return found
 
 
@@ -61,7 +68,8 @@ def verify_stores(
     Raises:
         CheckFailedError: If a store is damaged; lists every problem of every store.
     """
-    loaded = load(config, overrides or [])
+    overrides = overrides or []
+    loaded = load(config, overrides)
     if teacher is not None:
         loaded.project.teacher(teacher)
     workspace = Workspace(loaded.project.workspace)
@@ -71,9 +79,8 @@ def verify_stores(
         for name in names:
             for split in (TRAIN, TEST):
                 path = published_path(workspace, name, split)
-                found.append(
-                    verify_one(name, SPLIT_NAMES[split], str(path) if path else None, depth)
-                )
+                text = str(path) if path else None
+                found.append(verify_one(name, SPLIT_NAMES[split], text, depth, config, overrides))
                 line.advance()
     create_table_artifact(
         [{**item, "problems": len(item["problems"])} for item in found], key="verify"

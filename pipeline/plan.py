@@ -13,8 +13,9 @@ from typing import Any
 
 from pipeline.config import Project
 from pipeline.data import ManifestUpdate, update_manifest
-from pipeline.store.opening import read_schema
+from pipeline.store.opening import open_soft_labels, read_schema
 from pipeline.store.published import SPLIT_NAMES, open_published, published_path
+from pipeline.store.verify import metadata_problems
 from pipeline.teachers.spec import TeacherSpec, resolve_teachers
 from pipeline.teachers.stores import (
     free_bytes,
@@ -32,7 +33,7 @@ from pipeline.training.runs import (
     training_rows,
 )
 from pipeline.workspace import Workspace, read_record
-from storage_schemas.errors import ConcentrateError
+from storage_schemas.errors import ConcentrateError, SchemaMismatchError, StoreError
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import TEST, TRAIN, Manifest
 
@@ -120,16 +121,21 @@ def plan_labels(
     for split in (TRAIN, TEST):
         weights = None if spec.is_ready else "not trained yet"
         schema = store_schema(project, spec, space, manifest, split, weights=weights)
-        work = missing_work(project, schema, spec, manifest)
         published = published_path(Workspace(project.workspace), spec.name, split)
         current = store_path(project, schema)
-        if not work and published == current:
+        try:
+            work = missing_work(project, schema, spec, manifest)
+            damage = metadata_problems(open_soft_labels(current)) if current.exists() else []
+        except (StoreError, SchemaMismatchError) as error:
+            work, damage = [], [" ".join(str(error).split())]
+        if not work and not damage and published == current:
             continue
-        reason = (
-            _label_reason(project, schema, published, bool(work))
-            if spec.is_ready
-            else "after the specialist is trained"
-        )
+        if not spec.is_ready:
+            reason = "after the specialist is trained"
+        elif damage and not work:
+            reason = damage[0]
+        else:
+            reason = _label_reason(project, schema, published, bool(work))
         labels = sum(item.labels for item in work)
         found.append(
             PlannedWork(

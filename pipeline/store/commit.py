@@ -77,11 +77,16 @@ def _sync_one(path: Path) -> None:
         os.close(descriptor)
 
 
+def document_bytes(document: Mapping[str, Any]) -> bytes:
+    """Return the one spelling in which metadata documents are written, here and by zarr."""
+    return json.dumps(document, indent=2).encode("ascii")
+
+
 def replace_document(path: Path, document: Mapping[str, Any]) -> None:
     """Replace a metadata document whole, durably."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(document, file, indent=2)
+    with temporary.open("wb") as file:
+        file.write(document_bytes(document))
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)

@@ -10,6 +10,7 @@ choices were measured: see "layout" in storage_schemas/README.md.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from storage_schemas.label_space import canonical_digest
 from storage_schemas.soft_labels import SoftLabelSchema
 
 ARRAYS = ("ids", "gaps", "commits")
+GROUP = {"zarr_format": 3, "node_type": "group"}
 LARGEST_SHARD_ROWS = 262_144
 SMALLEST_SHARD_ROWS = 4_096
 LARGEST_CHUNK_ROWS = 16_384
@@ -187,12 +189,20 @@ def shape_problems(schema: SoftLabelSchema, documents: dict[str, dict[str, Any]]
     return problems
 
 
-def write_attributes(path: Path, schema: SoftLabelSchema) -> None:
-    """Replace the group's metadata: the schema, digests of the arrays' metadata, and their own."""
+def write_attributes(
+    path: Path, schema: SoftLabelSchema, document: Mapping[str, Any] | None = None
+) -> None:
+    """Replace the group's metadata: the schema, digests of the arrays' metadata, and their own.
+
+    Args:
+        path: Directory of the store.
+        schema: Of the store.
+        document: The group's metadata to go on from; None reads it.
+    """
     signed = {
         "soft_labels": schema.to_attributes(),
         "arrays": {name: array_digest(read_document(path, name)) for name in ARRAYS},
     }
-    document = read_document(path)
-    document["attributes"] = {**signed, "digest": canonical_digest(signed)}
-    replace_document(path / "zarr.json", document)
+    known = (document or read_document(path))["attributes"]
+    attributes = {**known, **signed, "digest": canonical_digest(signed)}
+    replace_document(path / "zarr.json", {"attributes": attributes, **GROUP})

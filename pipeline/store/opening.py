@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import shutil
 import tempfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import zarr
 from pipeline.store.commit import sync
 from pipeline.store.layout import (
     ARRAYS,
+    GROUP,
     array_digest,
     create_arrays,
     read_document,
@@ -28,6 +30,16 @@ from storage_schemas.errors import CorruptLabelError, SchemaMismatchError, Store
 from storage_schemas.label_space import LabelSpace, canonical_digest
 from storage_schemas.soft_label_schema import SOFT_LABEL_VERSION
 from storage_schemas.soft_labels import SoftLabelSchema
+
+
+def stamped(schema: SoftLabelSchema) -> SoftLabelSchema:
+    """Return a schema with library versions and the time filled in where they are empty."""
+    filled: dict[str, Any] = {}
+    if not schema.library_versions:
+        filled["library_versions"] = {name: version(name) for name in ("zarr", "numpy")}
+    if not schema.created:
+        filled["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return schema.model_copy(update=filled)
 
 
 def create_soft_labels(
@@ -44,12 +56,7 @@ def create_soft_labels(
         StoreError: If something is there already, or the place cannot be written.
     """
     path = Path(path)
-    stamped: dict[str, Any] = {}
-    if not schema.library_versions:
-        stamped["library_versions"] = {name: version(name) for name in ("zarr", "numpy")}
-    if not schema.created:
-        stamped["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    schema = schema.model_copy(update=stamped)
+    schema = stamped(schema)
     if path.exists():
         raise StoreError(f"{path} is there already; open it, or delete it to label anew")
     try:
@@ -72,14 +79,27 @@ def create_soft_labels(
 
 
 def _altered(path: Path, what: str, why: str) -> CorruptLabelError:
-    return CorruptLabelError(f"{path}: metadata of {what} {why}; delete the store and label again")
+    return CorruptLabelError(
+        f"{path}: metadata of {what} {why}; run `concentrate label`, which makes it again"
+    )
 
 
 def _document(path: Path, name: str = "") -> dict[str, Any]:
     try:
         return read_document(path, name)
     except (ValueError, OSError) as error:
-        raise _altered(path, name or "the group", f"cannot be read: {error}") from error
+        what = f"array {name}" if name else "the group"
+        raise _altered(path, what, f"cannot be read: {error}") from error
+
+
+def signed_attributes(document: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the attributes of a group's document, or None if their digest does not fit."""
+    attributes = None if document is None else document.get("attributes")
+    if not isinstance(attributes, dict):
+        return None
+    signed = {name: attributes.get(name) for name in ("soft_labels", "arrays")}
+    whole = all(isinstance(value, dict) for value in signed.values())
+    return attributes if whole and attributes.get("digest") == canonical_digest(signed) else None
 
 
 def read_schema(path: Path) -> tuple[SoftLabelSchema, list[str]]:
@@ -90,23 +110,25 @@ def read_schema(path: Path) -> tuple[SoftLabelSchema, list[str]]:
         SchemaMismatchError: If it is of another kind or version; lists every field.
         CorruptLabelError: If its metadata was altered.
     """
-    if not (path / "zarr.json").is_file():
+    if not path.is_dir():
         raise StoreError(f"no soft-label store at {path}; run `concentrate label` first")
-    attributes = _document(path).get("attributes")
+    document = _document(path)
+    attributes = document.get("attributes")
     said = attributes.get("soft_labels") if isinstance(attributes, dict) else None
     if not isinstance(attributes, dict) or not isinstance(said, dict):
         raise SchemaMismatchError(
             str(path), ["attribute 'soft_labels' must be there: this is not a soft-label store"]
         )
-    digests = attributes.get("arrays")
-    whole = attributes.get("digest") == canonical_digest({"soft_labels": said, "arrays": digests})
+    whole = signed_attributes(document) is not None
     # A newer version may sign itself in another way: it is refused as newer, not as altered.
     if said.get("version") == SOFT_LABEL_VERSION and not whole:
         raise _altered(path, "the group", "was altered: its digest does not fit")
     schema = SoftLabelSchema.from_attributes(said, str(path))
+    if any(document.get(name) != value for name, value in GROUP.items()):
+        raise _altered(path, "the group", f"was altered: it must say {GROUP}")
     documents = {name: _document(path, name) for name in ARRAYS}
-    for name, document in documents.items():
-        if not isinstance(digests, dict) or array_digest(document) != digests.get(name):
+    for name, found in documents.items():
+        if array_digest(found) != attributes["arrays"].get(name):
             raise _altered(path, f"array {name}", "was altered: its digest does not fit")
     return schema, shape_problems(schema, documents)
 

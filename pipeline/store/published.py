@@ -86,6 +86,15 @@ def missing_labels(store: SoftLabelStore, rows: Rows) -> list[tuple[int, int]]:
     return sorted(missing)
 
 
+def rows_to_label(
+    project: Project, space: LabelSpace, manifest: Manifest, store: SoftLabelStore
+) -> Rows:
+    """Return the ascending rows that a store's teacher labels now."""
+    routing = project.teacher(store.schema.teacher).routing
+    table = route(store.schema.resolve(space), len(space), routing)
+    return routed_rows(manifest, SPLIT_NAMES.index(str(store.schema.split)), table)
+
+
 def publish(
     workspace: Workspace, teacher: str, fingerprints: Mapping[str, str], cost: Mapping[str, int]
 ) -> None:

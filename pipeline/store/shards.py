@@ -43,9 +43,11 @@ class ShardFiles:
         if name not in self._arrays:
             try:
                 self._arrays[name] = zarr.open_array(self.path / name, mode="r+", zarr_format=3)
+            except OSError as error:
+                raise self._unreadable(f"array {name}", error) from error
             except DECODING_ERRORS as error:
                 raise CorruptLabelError(
-                    f"{self.path}: array {name} does not open: {error}; label again"
+                    f"{self.path}: array {name} does not open: {error}; run `concentrate label`"
                 ) from error
         return self._arrays[name]
 
@@ -66,6 +68,8 @@ class ShardFiles:
         schema = self.schema
         try:
             return np.asarray(self._array("commits")[:, : schema.num_shards, :])
+        except OSError as error:  # not the same as damaged: it must not be labelled again
+            raise self._unreadable("array commits", error) from error
         except DECODING_ERRORS:
             table = np.zeros(array_shape(schema, "commits"), np.uint32)
             for view, shard in np.ndindex(schema.num_views, schema.num_shards):
@@ -84,6 +88,8 @@ class ShardFiles:
         self._check_place(view, shard)
         try:
             rows, ids_crc, gaps_crc = np.asarray(self._array("commits")[view, shard]).tolist()
+        except OSError as error:
+            raise self._unreadable(f"array commits, view {view}, shard {shard}", error) from error
         except DECODING_ERRORS as error:
             raise self._corrupt("commits", view, shard, str(error)) from error
         return rows, ids_crc, gaps_crc
@@ -153,11 +159,14 @@ class ShardFiles:
             raise ValueError(f"shard {shard}: {'; '.join(problems)}")
         return int(labelled.sum())
 
+    def _unreadable(self, what: str, error: OSError) -> StoreError:
+        return StoreError(f"{self.path}: {what} cannot be read: {error}; check the disk")
+
     def _corrupt(self, name: str, view: int, shard: int, why: str) -> CorruptLabelError:
         return CorruptLabelError(
             f"{self.path}: array {name}, view {view}, shard {shard} is damaged: {why}; "
-            "run `concentrate verify` for the whole list, discard the shard (delete "
-            f"{shard_file(self.path, 'commits', view, shard)}) and label again"
+            "run `concentrate verify --depth full`, which takes it out of use, and then "
+            "`concentrate label`, which writes it again"
         )
 
     def read(self, view: int, shard: int) -> tuple[Array, Array]:
@@ -173,6 +182,9 @@ class ShardFiles:
         for name, crc in zip(("ids", "gaps"), expected, strict=True):
             try:
                 values = np.asarray(self._array(name)[view, span.start : span.stop])
+            except OSError as error:
+                where = f"array {name}, view {view}, shard {shard}"
+                raise self._unreadable(where, error) from error
             except DECODING_ERRORS as error:
                 raise self._corrupt(name, view, shard, str(error)) from error
             got = shard_crc(self.schema, name, view, shard, values)

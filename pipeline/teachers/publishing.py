@@ -15,6 +15,7 @@ from pipeline.store import SoftLabelStore
 from pipeline.store.leftovers import remove_leftovers
 from pipeline.store.lock import writer_lock
 from pipeline.store.published import SPLIT_NAMES, publish
+from pipeline.store.repair import repair_metadata
 from pipeline.teachers.labelling import LabelCounts, label_shards, teacher_cost
 from pipeline.teachers.spec import TeacherSpec
 from pipeline.teachers.stores import (
@@ -40,6 +41,8 @@ def label_and_publish(
 ) -> dict[int, Done]:
     """Bring both stores of a teacher up to date and say that they are current.
 
+    Damaged metadata is made again first, where enough of a store is left to know what it was.
+
     Both writer locks are held from before the first store is opened until it is published.
 
     Args:
@@ -62,8 +65,11 @@ def label_and_publish(
     done = {}
     with ExitStack() as locks:
         for schema in schemas.values():
-            locks.enter_context(writer_lock(store_path(project, schema)))
-            remove_leftovers(store_path(project, schema))
+            path = store_path(project, schema)
+            locks.enter_context(writer_lock(path))
+            remove_leftovers(path)
+            if path.exists():
+                repair_metadata(path, schema, manifest.append_ends)
         for split, schema in schemas.items():
             store = open_or_create(project, schema, space)
             done[split] = run(store, missing_work(project, schema, spec, manifest))

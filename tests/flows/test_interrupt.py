@@ -13,8 +13,6 @@ import psutil
 import pytest
 from PIL import Image
 
-from flows.orphans import MARK
-
 pytestmark = pytest.mark.flow
 
 
@@ -82,10 +80,9 @@ def test_an_interrupted_run_ends_at_once_and_says_so(training):
 
 
 def test_a_killed_run_leaves_no_process(training):
-    """SIGKILL of the command alone: its Prefect server and its watcher end by themselves."""
+    """SIGKILL of the command alone: its Prefect server ends by itself within seconds."""
     children = psutil.Process(training.pid).children(recursive=True)
-    server = [child for child in children if MARK in child.environ()]
-    assert any("uvicorn" in child.cmdline() for child in server)
+    assert any("uvicorn" in child.cmdline() for child in children)
     os.kill(training.pid, signal.SIGKILL)
     assert training.wait(timeout=10) == -signal.SIGKILL
     assert still_there(children, 15) == []

@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows.orphans import MARK
+
 ROOT = Path(__file__).parents[2]
 COMMAND = """
 import subprocess, sys, time
@@ -30,6 +32,14 @@ time.sleep(600)
 """
 
 
+def command_line(process: psutil.Process) -> list[str]:
+    """Return the arguments of a process; none if it has just ended."""
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 @pytest.fixture
 def command(tmp_path):
     """A command with a child and a grandchild, with its output piped."""
@@ -42,6 +52,10 @@ def command(tmp_path):
     )
     assert process.stdout.readline() == "ready\n"
     descendants = psutil.Process(process.pid).children(recursive=True)
+    assert len(descendants) == 2
+    mark = descendants[0].environ()[MARK].split(",")[-1]
+    (watcher,) = [found for found in psutil.process_iter() if mark in command_line(found)]
+    descendants.append(watcher)
     yield process, descendants
     for left in [process, *descendants]:
         try:
@@ -55,7 +69,6 @@ def command(tmp_path):
 def test_descendants_end_with_the_command(command, number):
     """Whatever ends the command, child, grandchild and watcher end within seconds."""
     process, descendants = command
-    assert len(descendants) == 3  # the watcher, the child, the grandchild
     os.kill(process.pid, number)
     process.wait(timeout=10)
     _, left = psutil.wait_procs(descendants, timeout=15)
