@@ -15,7 +15,8 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.progress import bar
 from flows.project import Loaded, load, reload
-from pipeline.plan import plan_labels
+from pipeline.durable_files import FORBIDDEN, FULL
+from pipeline.plan import check_space, plan_labels
 from pipeline.store import SoftLabelStore
 from pipeline.store.published import SPLIT_NAMES
 from pipeline.teachers.spec import TeacherSpec, resolve_teacher, resolve_teachers
@@ -35,8 +36,9 @@ LABELS_PER_TASK = 1 << 18
 def _is_io_error(task: Any, task_run: Any, state: Any) -> bool:
     """Retry what may pass by itself: a disk or network that failed; never the user's errors."""
     error = state.result(raise_on_failure=False)
-    stored = isinstance(error, StoreError) and isinstance(error.__cause__, OSError)
-    return isinstance(error, OSError) or stored
+    cause = error.__cause__ if isinstance(error, StoreError) else error
+    # A disk that is full or may not be written stays so: the user is told at once.
+    return isinstance(cause, OSError) and cause.errno not in (*FULL, *FORBIDDEN)
 
 
 def _resolve(loaded: Loaded, teacher: str) -> TeacherSpec:
@@ -122,7 +124,10 @@ def label_teacher(
 
 @flow(name="label-teachers", log_prints=False)
 def label_teachers(
-    config: str, overrides: list[str] | None = None, teacher: str | None = None
+    config: str,
+    overrides: list[str] | None = None,
+    teacher: str | None = None,
+    force: bool = False,
 ) -> list[dict[str, Any]]:
     """Label what is missing of every teacher, or of one.
 
@@ -130,16 +135,33 @@ def label_teachers(
         config: Path of the project file.
         overrides: `key.path=value` settings that replace those of the file.
         teacher: Only this one.
+        force: Start even where the disk may not have room for all labels.
+
+    Raises:
+        StoreError: If the disk may not have room, or a store cannot be written.
     """
     overrides = overrides or []
     loaded = load(config, overrides)
     if teacher is not None:
         loaded.project.teacher(teacher)
-    specs = resolve_teachers(loaded.project, loaded.space, loaded.manifest)
     done = []
-    for spec in specs:
-        if teacher in (None, spec.name) and plan_labels(
-            loaded.project, spec, loaded.space, loaded.manifest
-        ):
-            done += label_teacher(spec.name, config, overrides)
+    for name in planned_teachers(loaded, teacher, force):
+        done += label_teacher(name, config, overrides)
     return done
+
+
+def planned_teachers(loaded: Loaded, teacher: str | None, force: bool) -> list[str]:
+    """Return the teachers, or the one, that have something to label.
+
+    Raises:
+        StoreError: If the disk may not have room for it, unless that is to be tried.
+    """
+    planned = {
+        spec.name: plan_labels(loaded.project, spec, loaded.space, loaded.manifest)
+        for spec in resolve_teachers(loaded.project, loaded.space, loaded.manifest)
+        if teacher in (None, spec.name)
+    }
+    if not force:
+        work = (item for items in planned.values() for item in items)
+        check_space(loaded.project.workspace, work)
+    return [name for name, items in planned.items() if items]

@@ -45,6 +45,8 @@ def show_plan(plan: dict[str, Any]) -> None:
         f"label stores take at most {_size(plan['bytes'])} more before compression; "
         f"{_size(plan['free_bytes'])} are free"
     )
+    if not plan["fits"]:
+        console.print("not enough: `label` and `run` refuse to start, unless with --force")
 
 
 def show_records(records: list[dict[str, Any]]) -> None:

@@ -7,18 +7,19 @@ nothing can be said of images that have not been looked at; it writes nothing el
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import Project
 from pipeline.data import ManifestUpdate, update_manifest
+from pipeline.durable_files import free_bytes
 from pipeline.store.opening import open_soft_labels, read_schema
 from pipeline.store.published import SPLIT_NAMES, open_published, published_path
 from pipeline.store.verify import metadata_problems
 from pipeline.teachers.spec import TeacherSpec, resolve_teachers
 from pipeline.teachers.stores import (
-    free_bytes,
     label_bytes,
     missing_work,
     store_path,
@@ -88,9 +89,29 @@ class Plan:
         """Upper bound of what all work adds to the disk, before compression."""
         return sum(item.bytes for item in self.work)
 
+    @property
+    def fits(self) -> bool:
+        """Whether the disk has room for all of it."""
+        return self.bytes <= self.free_bytes
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
-        return {**asdict(self), "bytes": self.bytes}
+        return {**asdict(self), "bytes": self.bytes, "fits": self.fits}
+
+
+def check_space(workspace: Path, work: Iterable[PlannedWork]) -> None:
+    """Refuse work that the disk may not have room for.
+
+    Raises:
+        StoreError: Says what is needed, what is free, and where.
+    """
+    needed, free = sum(item.bytes for item in work), free_bytes(workspace)
+    if needed > free:
+        raise StoreError(
+            f"{workspace}: the labels take at most {needed:,} bytes before compression, and "
+            f"{free:,} are free; free some, set another workspace, or start all the same with "
+            "--force: what is committed stays when the disk is full"
+        )
 
 
 def plan_specialist(spec: TeacherSpec, manifest: Manifest) -> PlannedWork | None:

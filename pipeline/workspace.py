@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.durable_files import write_durably
-from storage_schemas.errors import StoreError
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,4 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         StoreError: If the target cannot be written.
     """
-    content = json.dumps(record, indent=2, sort_keys=True).encode()
-    try:
-        write_durably(path, content)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error}") from error
+    write_durably(path, json.dumps(record, indent=2, sort_keys=True).encode())

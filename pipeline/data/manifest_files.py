@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.durable_files import write_durably
+from pipeline.durable_files import not_written, write_durably
 from storage_schemas.errors import LabelSpaceError, ManifestError
 from storage_schemas.label_space import LabelSpace, canonical_digest
 from storage_schemas.manifest import DIGEST_BYTES, MANIFEST_VERSION, Manifest
@@ -165,10 +165,15 @@ def exclusive(workspace: Path) -> Iterator[None]:
 
     Raises:
         ManifestError: If another process is at it.
+        StoreError: If the workspace cannot be written.
     """
     folder = _folder(workspace)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise not_written(folder, folder, error) from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

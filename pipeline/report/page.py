@@ -27,7 +27,6 @@ from pipeline.report.provenance import provenance, quarantine
 from pipeline.report.samples import read_images, sample_cards
 from pipeline.report.sections import note, runs_by_role, section
 from pipeline.report.stylesheet import STYLESHEET
-from storage_schemas.errors import StoreError
 
 _STYLE = re.compile(r' style="([^"]*)"')
 
@@ -56,10 +55,7 @@ def write_report(
     """
     path = folder / "index.html"
     page = report_page(project, evaluation, written or datetime.now(UTC))
-    try:
-        write_durably(path, page.encode())
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error}") from error
+    write_durably(path, page.encode())
     return path
 
 

@@ -85,9 +85,12 @@ def document_bytes(document: Mapping[str, Any]) -> bytes:
 def replace_document(path: Path, document: Mapping[str, Any]) -> None:
     """Replace a metadata document whole, durably."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with temporary.open("wb") as file:
-        file.write(document_bytes(document))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(document_bytes(document))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     _sync_one(path.parent)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipeline.durable_files import not_written
 from storage_schemas.errors import StoreError
 
 
@@ -30,14 +31,15 @@ def writer_lock(store: Path) -> Iterator[None]:
     """Hold the right to write a store or run folder, which need not exist yet.
 
     Raises:
-        StoreError: If another process holds it; says host, process and since when.
+        StoreError: If another process holds it; says host, process and since when. If the place
+            cannot be written.
     """
     path = lock_path(store)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
     except OSError as error:
-        raise StoreError(f"{store} cannot be written: {error}") from error
+        raise not_written(store, store.parent, error) from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

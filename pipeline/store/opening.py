@@ -15,6 +15,7 @@ from typing import Any
 
 import zarr
 
+from pipeline.durable_files import not_written
 from pipeline.store.commit import sync
 from pipeline.store.layout import (
     ARRAYS,
@@ -63,7 +64,7 @@ def create_soft_labels(
         path.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     except OSError as error:
-        raise StoreError(f"{path} cannot be created: {error}") from error
+        raise not_written(path, path.parent, error) from error
     try:
         made.chmod(0o755)
         create_arrays(zarr.create_group(made, zarr_format=3), schema)
@@ -72,7 +73,7 @@ def create_soft_labels(
         made.rename(path)
         sync([], path.parent)
     except OSError as error:
-        raise StoreError(f"{path} cannot be created: {error}") from error
+        raise not_written(path, path.parent, error) from error
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return SoftLabelStore(path, schema, schema.label_map, cache_bytes)

@@ -6,6 +6,7 @@ In: `ShardFiles`, which owns the three Zarr arrays of a store. Left out: rows ac
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from pipeline.durable_files import not_written
 from pipeline.store.commit import shard_crc, sync
 from pipeline.store.layout import ARRAYS, array_shape, shard_file
 from storage_schemas.errors import CorruptLabelError, MissingLabelError, StoreError
@@ -116,9 +118,13 @@ class ShardFiles:
             self._array("commits")[view, shard] = np.array(record, np.uint32)
             sync([files["commits"]], self.path)
         except OSError as error:
-            raise StoreError(
-                f"{self.path}: view {view}, shard {shard} cannot be written: {error}"
-            ) from error
+            what = f"{self.path}: view {view}, shard {shard}"
+            needed = ids.nbytes + gaps.nbytes
+            failed = not_written(what, self.path, error, needed)
+            with contextlib.suppress(OSError):  # half a shard is of no use, and takes room
+                for name in ("ids", "gaps"):
+                    files[name].unlink(missing_ok=True)
+            raise failed from error
         return record
 
     def discard(self, view: int, shard: int) -> None:

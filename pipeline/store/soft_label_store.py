@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.durable_files import not_written
 from pipeline.store.commit import replace_document
 from pipeline.store.layout import ARRAYS, array_shape, read_document, write_attributes
 from pipeline.store.row_reader import RowReader, Rows
@@ -176,7 +177,7 @@ class SoftLabelStore:
                 replace_document(self.path / name / "zarr.json", document)
             write_attributes(self.path, grown)
         except OSError as error:
-            raise StoreError(f"{self.path} cannot be grown: {error}") from error
+            raise not_written(self.path, self.path, error) from error
         self._use(grown)
 
     # --- reading ----------------------------------------------------------------------------

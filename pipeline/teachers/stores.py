@@ -5,7 +5,6 @@ Imports no torch, so that `plan` and the flows are quick.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,10 +170,3 @@ def work_groups(work: list[ShardWork], labels_per_group: int) -> list[list[Shard
 def label_bytes(schema: SoftLabelSchema, labels: int) -> int:
     """Return the bytes that this many labels take before compression: an upper bound."""
     return labels * schema.label_bytes
-
-
-def free_bytes(path: Path) -> int:
-    """Return the free bytes of the disk that a path lies on or would lie on."""
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free
