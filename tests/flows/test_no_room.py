@@ -21,7 +21,7 @@ def test_without_room_it_does_not_start_and_in_the_middle_it_stops(
     folder = disk.path / "project"
     shutil.copytree(project_folder, folder)
     letters = ["--teacher letters", "project.yaml"]
-    many = "--set views.count=200000"
+    many = "--set views.count=60000"
 
     planned = run_line(folder, f"concentrate plan project.yaml {many} --json")
     assert planned.exit_code == 1
@@ -36,7 +36,7 @@ def test_without_room_it_does_not_start_and_in_the_middle_it_stops(
         assert f"{folder / 'work'}: the labels take at most " in refused.output
         assert "--force" in refused.output
     assert not (folder / "work" / "labels").exists()
-    loaded = reload(str(folder / "project.yaml"), ["views.count=200000"])
+    loaded = reload(str(folder / "project.yaml"), ["views.count=60000"])
     with pytest.raises(StoreError, match="are free"):
         planned_teachers(loaded, "letters", force=False)
     assert planned_teachers(loaded, "letters", force=True) == ["letters"]
