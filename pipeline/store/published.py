@@ -16,14 +16,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import Project
+from pipeline.config import Project, TeacherConfig
+from pipeline.data.class_lists import label_map_of
 from pipeline.data.routing import route, routed_rows, split_recipe
 from pipeline.store.opening import open_soft_labels
 from pipeline.store.soft_label_store import SoftLabelStore
 from pipeline.workspace import Workspace, read_record, write_record
 from storage_schemas.errors import MissingLabelError, SchemaMismatchError
+from storage_schemas.fingerprint import file_digest
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import Manifest
+from storage_schemas.soft_label_schema import SoftLabelSchema, class_problems, dict_problems
 
 Rows = npt.NDArray[np.int64]
 SPLIT_NAMES = ("train", "test")
@@ -158,10 +161,15 @@ def open_published(
         if path is None:
             absent.append(f"{config.name} (nothing published)")
             continue
-        store = open_soft_labels(
-            path, space=space, cache_bytes=cache_bytes // len(project.teachers)
-        )
-        problems += _differences(project, manifest, split, config.name, store)
+        try:
+            store = open_soft_labels(
+                path, space=space, cache_bytes=cache_bytes // len(project.teachers)
+            )
+        except SchemaMismatchError as error:
+            problems += [f"{config.name}: {problem}" for problem in error.problems]
+            continue
+        found = _differences(project, config, space, manifest, split, store.schema)
+        problems += [f"{config.name}: {problem}" for problem in found]
         table = route(store.label_map, len(space), config.routing)
         rows = routed_rows(manifest, split, table)
         missing = missing_labels(store, rows)
@@ -184,26 +192,47 @@ def open_published(
 
 
 def _differences(
-    project: Project, manifest: Manifest, split: int, name: str, store: SoftLabelStore
+    project: Project,
+    config: TeacherConfig,
+    space: LabelSpace,
+    manifest: Manifest,
+    split: int,
+    found: SoftLabelSchema,
 ) -> list[str]:
-    schema, labels = store.schema, project.labels
-    recipe = split_recipe(project, split)
+    """Return one sentence per field in which a store is not the one that the project asks for.
+
+    The teacher's weights are compared where they are: a machine that only trains need not have
+    them.
+    """
+    labels = project.labels
     pairs: dict[str, tuple[Any, Any]] = {
-        "recipe": (recipe.model_dump(mode="json"), schema.recipe),
-        "k": (min(labels.k, schema.num_classes), schema.k),
+        "k": (min(labels.k, found.num_classes), found.k),
         **{
-            field: (getattr(labels, field), getattr(schema, field))
+            field: (getattr(labels, field), getattr(found, field))
             for field in ("activation", "temperatures", "precision")
         },
     }
     problems = [
-        f"{name}: {field} must be {expected}, got {found}"
-        for field, (expected, found) in pairs.items()
-        if expected != found
+        f"{field} must be {expected}, got {got}"
+        for field, (expected, got) in pairs.items()
+        if expected != got
     ]
-    if not manifest.has_prefix(schema.manifest_chain, schema.manifest_rows):
+    problems += class_problems(label_map_of(config, space).names, found.classes)
+    recipe = split_recipe(project, split).model_dump(mode="json")
+    problems += dict_problems("recipe", recipe, found.recipe)
+    teacher: dict[str, Any] = {
+        "builder": config.builder,
+        "builder_args": config.builder_args,
+        "input": config.input.model_dump(mode="json"),
+        "routing": config.routing,
+    }
+    if config.weights is not None and config.weights.is_file():
+        teacher["weights"] = file_digest(config.weights)
+    said = {name: found.fingerprint_parts.get(name, teacher[name]) for name in teacher}
+    problems += dict_problems("teacher", teacher, said)
+    if not manifest.has_prefix(found.manifest_chain, found.manifest_rows):
         problems.append(
-            f"{name}: made for other images: the manifest must begin with the "
-            f"{schema.manifest_rows} rows of chain {schema.manifest_chain[:12]}, and does not"
+            f"made for other images: the manifest must begin with the {found.manifest_rows} rows "
+            f"of chain {found.manifest_chain[:12]}, and does not"
         )
     return problems

@@ -311,7 +311,7 @@ def test_labels_of_other_settings_are_refused_with_every_field(root):
     with pytest.raises(SchemaMismatchError) as caught:
         open_published(project, update.label_space, update.manifest, TRAIN)
     text = str(caught.value)
-    assert "fruit: recipe must be" in text
+    assert "fruit: recipe.flip must be 0.1, got 0.5" in text
     assert "tool: temperatures must be (2.0,), got (1.0, 2.0)" in text
 
 
