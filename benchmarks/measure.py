@@ -74,10 +74,11 @@ def median_ratio(seconds: Mapping[str, list[float]], first: str, second: str) ->
     }
 
 
-def record(name: str, values: Mapping[str, Any]) -> None:
-    """Print the result as JSON and keep it in `benchmarks/results/NAME.json`."""
+def record(name: str, values: Mapping[str, Any], path: Path | None = None) -> None:
+    """Print the result as JSON and keep it, by default in `benchmarks/results/NAME.json`."""
     result = {"benchmark": name, "machine": machine(), **values}
     text = json.dumps(result, indent=2, ensure_ascii=False)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    path = path or RESULTS / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8")
     print(text)

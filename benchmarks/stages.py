@@ -8,11 +8,10 @@ from pathlib import Path
 
 from pipeline.config import Project, load_project
 from pipeline.data import update_manifest
-from pipeline.store.published import SPLIT_NAMES, open_published, publish
-from pipeline.teachers.labelling import label_shards, teacher_cost
+from pipeline.store.published import open_published
+from pipeline.teachers.publishing import label_here
 from pipeline.teachers.spec import resolve_teachers
 from pipeline.teachers.specialist import train_specialist
-from pipeline.teachers.stores import missing_work, open_or_create, store_schema
 from pipeline.training.evaluation import (
     evaluate_predictions,
     evaluate_specialists,
@@ -20,7 +19,6 @@ from pipeline.training.evaluation import (
 from pipeline.training.prediction import predict_rows
 from pipeline.training.runs import student_runs
 from pipeline.training.students import train_student
-from pipeline.workspace import Workspace
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import TEST, TRAIN, Manifest
 
@@ -44,14 +42,7 @@ def labelled_project(config: Path, overrides: Sequence[str]) -> Labelled:
     for spec in resolve_teachers(project, space, manifest):
         if not spec.is_ready:
             train_specialist(project, spec, manifest)
-        fingerprints = {}
-        for split in (TRAIN, TEST):
-            schema = store_schema(project, spec, space, manifest, split)
-            store = open_or_create(project, schema, space)
-            work = missing_work(project, schema, spec, manifest)
-            label_shards(project, spec, manifest, store, work)
-            fingerprints[SPLIT_NAMES[split]] = schema.fingerprint
-        publish(Workspace(project.workspace), spec.name, fingerprints, teacher_cost(spec))
+        label_here(project, spec, space, manifest)
     return Labelled(project=project, manifest=manifest, space=space)
 
 

@@ -11,26 +11,27 @@ from typing import Any
 from prefect import flow
 
 from flows.evaluate_student import evaluate_student, report_student
-from flows.label_teachers import label_teacher
+from flows.label_teachers import label_teacher, planned_teachers
 from flows.progress import say
 from flows.project import Loaded, load
 from flows.train_specialists import train_specialists, untrained
 from flows.train_student import train_student
 from flows.verify_stores import verify_stores
 from pipeline.locations import folder_bytes
-from pipeline.plan import plan_labels
 from pipeline.store.published import open_published
-from pipeline.teachers.spec import resolve_teachers
 from storage_schemas.manifest import TRAIN
 
 
 @flow(name="concentrate", log_prints=False)
-def concentrate(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
+def concentrate(
+    config: str, overrides: list[str] | None = None, force: bool = False
+) -> dict[str, Any]:
     """Run everything that is missing or stale: specialists, labels, student, report.
 
     Args:
         config: Path of the project file.
         overrides: `key.path=value` settings that replace those of the file.
+        force: Start even where the disk may not have room for all labels.
 
     Returns:
         What was done: counts by stage, the evaluation, the path of the report.
@@ -38,13 +39,13 @@ def concentrate(config: str, overrides: list[str] | None = None) -> dict[str, An
     overrides = overrides or []
     loaded = load(config, overrides)
     done: dict[str, Any] = {"specialists": 0, "labels": 0, "runs": 0}
+    teachers = planned_teachers(loaded, None, force)
     if untrained(loaded):
         done["specialists"] = len(train_specialists(config, overrides))
-    specs = resolve_teachers(loaded.project, loaded.space, loaded.manifest)
-    for spec in specs:
-        if plan_labels(loaded.project, spec, loaded.space, loaded.manifest):
-            groups = label_teacher(spec.name, config, overrides)
-            done["labels"] += sum(group["labels"] for group in groups)
+        teachers = planned_teachers(loaded, None, force)
+    for teacher in teachers:
+        groups = label_teacher(teacher, config, overrides)
+        done["labels"] += sum(group["labels"] for group in groups)
     verify_stores(config, overrides)
     done["runs"] = len(train_student(config, overrides))
     evaluation = evaluate_student(config, overrides)

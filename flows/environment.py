@@ -3,7 +3,8 @@
 Quiet by default, telemetry off, loopback only, a start-up time-out that a cold disk can keep, and
 a Prefect home inside the workspace (for one in a bucket: in the user's cache), so that a project
 neither finds nor leaves anything in the user's own. Where PREFECT_API_URL is set, that server is
-used. Every value can be overridden from outside.
+used; else Prefect starts one, which must not outlive the command. Every value can be overridden
+from outside.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from flows.orphans import end_with_this_process
 from pipeline.locations import local_folder
 
 _DEFAULTS = {
@@ -27,7 +29,10 @@ def prepare_environment(workspace: Path) -> None:
     """Set what is not set yet; call it before anything imports Prefect."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
-    if "PREFECT_API_URL" not in os.environ and "PREFECT_PROFILE" not in os.environ:
+    if "PREFECT_API_URL" in os.environ:
+        return
+    end_with_this_process()
+    if "PREFECT_PROFILE" not in os.environ:
         home = Path(
             os.environ.setdefault("PREFECT_HOME", str(local_folder(workspace) / ".prefect"))
         )

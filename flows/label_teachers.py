@@ -7,7 +7,6 @@ records: no result is cached (DESIGN invariant 3).
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import Any
 
 from prefect import flow, task
@@ -16,27 +15,22 @@ from prefect.cache_policies import NO_CACHE
 
 from flows.progress import bar
 from flows.project import Loaded, load, reload
+from pipeline.durable_files import FORBIDDEN, FULL
 from pipeline.locations import storage_errors
-from pipeline.plan import plan_labels
-from pipeline.store.lock import writer_lock
-from pipeline.store.published import (
-    SPLIT_NAMES,
-    has_usable_labels,
-    publish,
-    read_exactness,
-)
+from pipeline.plan import check_space, plan_labels
+from pipeline.store import SoftLabelStore
+from pipeline.store.published import SPLIT_NAMES
 from pipeline.teachers.spec import TeacherSpec, resolve_teacher, resolve_teachers
 from pipeline.teachers.stores import (
+    ShardWork,
     label_bytes,
     missing_work,
     open_or_create,
-    store_path,
     store_schema,
     work_groups,
 )
-from pipeline.workspace import Workspace, write_record
 from storage_schemas.errors import StoreError
-from storage_schemas.manifest import TEST, TRAIN
+from storage_schemas.manifest import TRAIN
 
 LABELS_PER_TASK = 1 << 18
 
@@ -45,7 +39,9 @@ def _is_io_error(task: Any, task_run: Any, state: Any) -> bool:
     """Retry what may pass by itself: a disk or network that failed; never the user's errors."""
     error = state.result(raise_on_failure=False)
     cause = error.__cause__ if isinstance(error, StoreError) else error
-    return isinstance(cause, storage_errors())
+    # A disk that is full or may not be written stays so: the user is told at once.
+    lasting = getattr(cause, "errno", None) in (*FULL, *FORBIDDEN)
+    return isinstance(cause, storage_errors()) and not lasting
 
 
 def _resolve(loaded: Loaded, teacher: str) -> TeacherSpec:
@@ -95,19 +91,13 @@ def label_group(
 )
 def measure_teacher(teacher: str, config: str, overrides: list[str]) -> dict[str, Any] | None:
     """Record what the labels of a teacher lose, from a sample that is labelled densely."""
-    from pipeline.teachers.exactness import measure_exactness
+    from pipeline.teachers.exactness import record_exactness
 
     loaded = reload(config, overrides)
     spec = _resolve(loaded, teacher)
-    project, manifest = loaded.project, loaded.manifest
-    schema = store_schema(project, spec, loaded.space, manifest, TRAIN)
+    schema = store_schema(loaded.project, spec, loaded.space, loaded.manifest, TRAIN)
     with bar(f"exactness {teacher}") as line:
-        found = measure_exactness(project, spec, manifest, schema, report=line.advance)
-    if found is None:
-        return None
-    record = found.model_dump(mode="json")
-    write_record(Workspace(project.workspace).exactness(teacher), record)
-    return record
+        return record_exactness(loaded.project, spec, loaded.manifest, schema, report=line.advance)
 
 
 @flow(name="label-teacher", flow_run_name="label/{teacher}", log_prints=False)
@@ -121,56 +111,39 @@ def label_teacher(
         config: Path of the project file.
         overrides: `key.path=value` settings that replace those of the file.
     """
-    from pipeline.teachers.labelling import teacher_cost
+    from pipeline.teachers.publishing import label_and_publish
 
     overrides = overrides or []
     loaded = load(config, overrides)
-    project, manifest = loaded.project, loaded.manifest
-    spec = _resolve(loaded, teacher)
-    schemas = {
-        split: store_schema(project, spec, loaded.space, manifest, split) for split in (TRAIN, TEST)
-    }
-    fingerprints = {SPLIT_NAMES[split]: schema.fingerprint for split, schema in schemas.items()}
-    workspace, cost = Workspace(project.workspace), teacher_cost(spec)
+    project = loaded.project
     done: list[dict[str, Any]] = []
     stored = []
-    with ExitStack() as locks:
-        checks = [
-            locks.enter_context(writer_lock(store_path(project, schema)))
-            for schema in schemas.values()
+
+    def run(store: SoftLabelStore, work: list[ShardWork]) -> None:
+        new = [
+            label_group(teacher, str(store.schema.split), group, config, overrides)
+            for group in range(len(work_groups(work, LABELS_PER_TASK)))
         ]
-        stores = {
-            split: open_or_create(project, schema, loaded.space)
-            for split, schema in schemas.items()
-        }
-        if not has_usable_labels(project, manifest, teacher):
-            # For student.allow_partial; a complete store is replaced by a complete one only.
-            publish(workspace, teacher, fingerprints, cost)
-        for split, store in stores.items():
-            schema = schemas[split]
-            work = missing_work(project, schema, spec, manifest)
-            new = [
-                label_group(teacher, SPLIT_NAMES[split], group, config, overrides)
-                for group in range(len(work_groups(work, LABELS_PER_TASK)))
-            ]
-            done += new
-            for check in checks:
-                check()
-            labels = int(store.commits[:, :, 0].sum())
-            stored.append(
-                {
-                    "store": str(store.path.relative_to(project.workspace)),
-                    "labels": labels,
-                    "at most bytes": label_bytes(schema, labels),
-                    "new shards": sum(item["shards"] for item in new),
-                    "labels a second": max((item["labels_per_second"] for item in new), default=0),
-                }
-            )
-    measured = read_exactness(workspace, teacher)
-    # Before the stores are published: a flow that is killed here is planned again.
-    if measured is None or measured.fingerprint != schemas[TRAIN].fingerprint:
-        measure_teacher(teacher, config, overrides)
-    publish(workspace, teacher, fingerprints, cost)
+        labels = int(store.commits[:, :, 0].sum())
+        done.extend(new)
+        stored.append(
+            {
+                "store": str(store.path.relative_to(project.workspace)),
+                "labels": labels,
+                "at most bytes": label_bytes(store.schema, labels),
+                "new shards": sum(item["shards"] for item in new),
+                "labels a second": max((item["labels_per_second"] for item in new), default=0),
+            }
+        )
+
+    label_and_publish(
+        project,
+        _resolve(loaded, teacher),
+        loaded.space,
+        loaded.manifest,
+        run,
+        lambda: measure_teacher(teacher, config, overrides),
+    )
     create_table_artifact(
         stored, key=f"labels-{teacher.lower().replace('_', '-').replace('.', '-')}"
     )
@@ -179,7 +152,10 @@ def label_teacher(
 
 @flow(name="label-teachers", log_prints=False)
 def label_teachers(
-    config: str, overrides: list[str] | None = None, teacher: str | None = None
+    config: str,
+    overrides: list[str] | None = None,
+    teacher: str | None = None,
+    force: bool = False,
 ) -> list[dict[str, Any]]:
     """Label what is missing of every teacher, or of one.
 
@@ -187,16 +163,33 @@ def label_teachers(
         config: Path of the project file.
         overrides: `key.path=value` settings that replace those of the file.
         teacher: Only this one.
+        force: Start even where the disk may not have room for all labels.
+
+    Raises:
+        StoreError: If the disk may not have room, or a store cannot be written.
     """
     overrides = overrides or []
     loaded = load(config, overrides)
     if teacher is not None:
         loaded.project.teacher(teacher)
-    specs = resolve_teachers(loaded.project, loaded.space, loaded.manifest)
     done = []
-    for spec in specs:
-        if teacher in (None, spec.name) and plan_labels(
-            loaded.project, spec, loaded.space, loaded.manifest
-        ):
-            done += label_teacher(spec.name, config, overrides)
+    for name in planned_teachers(loaded, teacher, force):
+        done += label_teacher(name, config, overrides)
     return done
+
+
+def planned_teachers(loaded: Loaded, teacher: str | None, force: bool) -> list[str]:
+    """Return the teachers, or the one, that have something to label.
+
+    Raises:
+        StoreError: If the disk may not have room for it, unless that is to be tried.
+    """
+    planned = {
+        spec.name: plan_labels(loaded.project, spec, loaded.space, loaded.manifest)
+        for spec in resolve_teachers(loaded.project, loaded.space, loaded.manifest)
+        if teacher in (None, spec.name)
+    }
+    if not force:
+        work = (item for items in planned.values() for item in items)
+        check_space(loaded.project.workspace, work)
+    return [name for name, items in planned.items() if items]

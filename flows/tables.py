@@ -60,6 +60,8 @@ def show_plan(plan: dict[str, Any]) -> None:
     console.print(table)
     free = "" if plan["free_bytes"] is None else f"; {size(plan['free_bytes'])} are free"
     console.print(f"label stores take at most {size(plan['bytes'])} more before compression{free}")
+    if not plan["fits"]:
+        console.print("not enough: `label` and `run` refuse to start, unless with --force")
 
 
 def show_records(records: list[dict[str, Any]]) -> None:

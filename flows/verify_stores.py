@@ -19,7 +19,7 @@ from flows.project import load, reload
 from pipeline.config import load_project
 from pipeline.store import open_soft_labels, take_out_of_use, verify_store
 from pipeline.store.lock import writer_lock
-from pipeline.store.published import SPLIT_NAMES, published_path
+from pipeline.store.published import SPLIT_NAMES, published_path, rows_to_label
 from pipeline.workspace import Workspace
 from storage_schemas.errors import CheckFailedError, ConcentrateError
 from storage_schemas.manifest import TEST, TRAIN
@@ -52,15 +52,19 @@ def verify_one(
         path = published_path(Workspace(project.workspace), teacher, SPLIT_NAMES.index(split))
         if path is None:
             return found | {"problems": ["nothing published; run `concentrate label`"]}
+        loaded = reload(config, overrides)
         store = open_soft_labels(path)
+        # What is missing of a partial store that is used on purpose is no damage.
+        rows = None
+        if not project.student.allow_partial:
+            rows = rows_to_label(project, loaded.space, loaded.manifest, store)
         found["labels"] = int(store.commits[:, :, 0].sum())
-        found["problems"] = verify_store(store, reading)
+        found["problems"] = verify_store(store, reading, rows)
         if depth == "audit" and not found["problems"]:
             from pipeline.teachers.audit import audit_store
 
-            loaded = reload(config, overrides)
             audit = audit_store(
-                loaded.project, teacher, loaded.space, loaded.manifest, store, sample=sample
+                project, teacher, loaded.space, loaded.manifest, store, sample=sample
             )
             first = store.schema.temperatures[0]
             found |= {
@@ -76,7 +80,7 @@ def verify_one(
                         store.discard_shard(view, shard)
         elif found["problems"]:  # a sound store is not written, so it may be read-only
             with writer_lock(store.path):
-                found["problems"] = take_out_of_use(store, reading)
+                take_out_of_use(store, reading)
         elif depth == "full":
             found["checked"] = found["labels"]
     except ConcentrateError as error:

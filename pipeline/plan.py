@@ -7,8 +7,9 @@ nothing can be said of images that have not been looked at; it writes nothing el
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,13 @@ import numpy as np
 from pipeline.config import Project
 from pipeline.data import ManifestUpdate, update_manifest
 from pipeline.data.routing import routed_rows
+from pipeline.durable_files import free_bytes
 from pipeline.reasons import label_reason, training_reason
+from pipeline.store.opening import has_store, open_soft_labels
 from pipeline.store.published import SPLIT_NAMES, open_published, published_path
+from pipeline.store.verify import metadata_problems
 from pipeline.teachers.spec import TeacherSpec, resolve_teachers
 from pipeline.teachers.stores import (
-    free_bytes,
     label_bytes,
     missing_work,
     store_path,
@@ -35,6 +38,7 @@ from pipeline.training.runs import (
     training_rows,
 )
 from pipeline.workspace import Workspace, read_record
+from storage_schemas.errors import SchemaMismatchError, StoreError
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import TEST, TRAIN, Manifest
 
@@ -91,9 +95,29 @@ class Plan:
         """Upper bound of what all work adds to the disk, before compression."""
         return sum(item.bytes for item in self.work)
 
+    @property
+    def fits(self) -> bool:
+        """Whether the disk has room for all of it."""
+        return self.free_bytes is None or self.bytes <= self.free_bytes
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form."""
-        return {**asdict(self), "bytes": self.bytes}
+        return {**asdict(self), "bytes": self.bytes, "fits": self.fits}
+
+
+def check_space(workspace: Path, work: Iterable[PlannedWork]) -> None:
+    """Refuse work that the disk may not have room for.
+
+    Raises:
+        StoreError: Says what is needed, what is free, and where.
+    """
+    needed, free = sum(item.bytes for item in work), free_bytes(workspace)
+    if free is not None and needed > free:
+        raise StoreError(
+            f"{workspace}: the labels take at most {needed:,} bytes before compression, and "
+            f"{free:,} are free; free some, set another workspace, or start all the same with "
+            "--force: what is committed stays when the disk is full"
+        )
 
 
 def plan_specialist(spec: TeacherSpec, manifest: Manifest) -> PlannedWork | None:
@@ -123,13 +147,19 @@ def plan_labels(
     for split in (TRAIN, TEST):
         weights = None if spec.is_ready else "not trained yet"
         schema = store_schema(project, spec, space, manifest, split, weights=weights)
-        work = missing_work(project, schema, spec, manifest)
         published = published_path(Workspace(project.workspace), spec.name, split)
         current = store_path(project, schema)
-        if not work and published == current:
+        try:
+            work = missing_work(project, schema, spec, manifest)
+            damage = metadata_problems(open_soft_labels(current)) if has_store(current) else []
+        except (StoreError, SchemaMismatchError) as error:
+            work, damage = [], [" ".join(str(error).split())]
+        if not work and not damage and published == current:
             continue
         reason = "after the specialist is trained"
-        if spec.is_ready:
+        if spec.is_ready and damage and not work:
+            reason = damage[0]
+        elif spec.is_ready:
             missing = [(view, item.shard) for item in work for view in item.views]
             rows = routed_rows(manifest, split, spec.route)
             reason = label_reason(current, published, schema, missing, rows)

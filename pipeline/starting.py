@@ -67,7 +67,7 @@ def start_project(folder: Path, images: Path) -> dict[str, Any]:
     text = project_text(layout, contents, folder)
     try:
         write_durably(config, text.encode())
-    except (OSError, UnicodeEncodeError) as error:
+    except UnicodeEncodeError as error:
         raise ConfigError(str(config), [f"cannot be written: {error}"]) from error
     load_project(config)
     return {

@@ -103,8 +103,4 @@ def write_record(path: Path, record: Mapping[str, Any]) -> None:
     Raises:
         StoreError: If the target cannot be written.
     """
-    content = json.dumps(record, indent=2, sort_keys=True).encode()
-    try:
-        write_durably(path, content)
-    except storage_errors() as error:
-        raise StoreError(f"{path} cannot be written: {error}") from error
+    write_durably(path, json.dumps(record, indent=2, sort_keys=True).encode())

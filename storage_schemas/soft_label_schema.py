@@ -7,8 +7,9 @@ quantised numbers mean (soft_labels.py, which re-exports the schema) and every b
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -279,16 +280,9 @@ class SoftLabelSchema(BaseModel):
             for name in names
             if getattr(self, name) != getattr(found, name)
         ]
-        differing = [
-            f"{position} must be {mine!r}, got {other!r}"
-            for position, (mine, other) in enumerate(zip(self.classes, found.classes, strict=False))
-            if mine != other
-        ]
-        if differing:
-            more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
-            problems.append(f"class {differing[0]}{more}")
-        problems += _dict_problems("recipe", self.recipe, found.recipe)
-        problems += _dict_problems(
+        problems += class_problems(self.classes, found.classes)
+        problems += dict_problems("recipe", self.recipe, found.recipe)
+        problems += dict_problems(
             "fingerprint_parts", self.fingerprint_parts, found.fingerprint_parts
         )
         return problems
@@ -302,7 +296,19 @@ def _sentence(where: str, kind: str, message: str) -> str:
     return f"{where}: {message}" if where else message.removeprefix("Value error, ")
 
 
-def _dict_problems(name: str, mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def class_problems(mine: Sequence[str], other: Sequence[str]) -> list[str]:
+    """Return a sentence that names the first of the classes that differ, if any."""
+    differing = [
+        f"{position} must be {one!r}, got {another!r}"
+        for position, (one, another) in enumerate(itertools.zip_longest(mine, other))
+        if one != another
+    ]
+    more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+    return [f"class {differing[0]}{more}"] if differing else []
+
+
+def dict_problems(name: str, mine: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return one sentence per key in which two JSON objects differ."""
     return [
         f"{name}.{key} must be {mine.get(key)!r}, got {other.get(key)!r}"
         for key in sorted({*mine, *other})

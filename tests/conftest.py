@@ -1,14 +1,22 @@
-"""A real S3 protocol server on loopback, and places on a disk and in a bucket of it."""
+"""What tests share: places on a disk and in a bucket, a tiny project, a small disk."""
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import os
+import subprocess
+import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from pipeline.durable_files import free_bytes
 from pipeline.locations import bucket_of, location
 
 
@@ -46,3 +54,77 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         return tmp_path
     found: Path = request.getfixturevalue("bucket")
     return found
+
+
+@pytest.fixture(scope="session")
+def tiny_project() -> ModuleType:
+    """The project of the fault campaigns, `benchmarks/tiny_project.py`."""
+    path = Path(__file__).parents[1] / "benchmarks" / "tiny_project.py"
+    spec = importlib.util.spec_from_file_location("tiny_project", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A small file system of its own, mounted for one test."""
+
+    path: Path
+
+    @contextmanager
+    def full(self, leave: int = 0) -> Iterator[None]:
+        """Leave no more than so many bytes free."""
+        filler = self.path / "filler"
+        filler.write_bytes(bytes(free_bytes(self.path) - leave))
+        try:
+            yield
+        finally:
+            filler.unlink()
+
+    @contextmanager
+    def read_only(self) -> Iterator[None]:
+        """Nothing can be written."""
+        self._remount("ro")
+        try:
+            yield
+        finally:
+            self._remount("rw")
+
+    @contextmanager
+    def foreign(self) -> Iterator[None]:
+        """All files are another user's: permissions do not count for root, so it is nobody."""
+        try:
+            os.setegid(65534)
+        except OSError:
+            pytest.skip("there is no other user in this namespace")
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
+
+    def _remount(self, mode: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{mode}", str(self.path)], check=True)
+
+    def leftovers(self) -> list[str]:
+        """Return all temporary files."""
+        return [str(path) for path in self.path.rglob("*") if "partial" in path.name]
+
+
+@pytest.fixture
+def disk() -> Iterator[Disk]:
+    """A real file system of 4 MiB; needs root, or to be run in `unshare -rm`."""
+    path = Path(tempfile.mkdtemp(prefix="small-disk-"))
+    path.chmod(0o755)
+    options = "size=4m,mode=755"
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode:
+        path.rmdir()
+        pytest.skip("a small disk cannot be mounted: run as root, or inside `unshare -rm`")
+    try:
+        yield Disk(path)
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+        path.rmdir()

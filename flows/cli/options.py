@@ -17,6 +17,7 @@ import typer
 
 from flows.environment import prepare_environment
 from pipeline.config import Project, load_project
+from pipeline.durable_files import FORBIDDEN, FULL
 from pipeline.locations import bucket_errors
 from storage_schemas.errors import ConcentrateError
 from storage_schemas.printable import printable
@@ -27,6 +28,9 @@ Sets = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Replace a setting; may be given again."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Start even where the disk may not have room.")
+]
 Teacher = Annotated[str | None, typer.Option("--teacher", metavar="NAME", help="Only this one.")]
 
 
@@ -41,6 +45,13 @@ def user_errors() -> Iterator[None]:
         stop_display()
         print(f"error: {printable(error)}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        if error.errno not in (*FULL, *FORBIDDEN):
+            raise
+        stop_display()
+        where = error.filename or "the disk"
+        print(f"error: {where}: {error.strerror}; free or allow it and go on", file=sys.stderr)
+        raise typer.Exit(2) from None
     except KeyboardInterrupt:
         stop_display()
         print("stopped; the same command goes on from here", file=sys.stderr)

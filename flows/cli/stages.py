@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from flows.cli.options import AsJson, Config, Sets, Teacher, prepare, show, user_errors
+from flows.cli.options import AsJson, Config, Force, Sets, Teacher, prepare, show, user_errors
 from pipeline.config import load_project
 from storage_schemas.printable import printable
 
@@ -25,18 +25,21 @@ Sample = Annotated[
 ]
 
 
-def run(config: Config, sets: Sets = None, as_json: AsJson = False) -> None:
+def run(config: Config, sets: Sets = None, force: Force = False, as_json: AsJson = False) -> None:
     """Run everything that is missing or stale, in order."""
     with user_errors():
         _, path, overrides = prepare(config, sets)
         from flows import tables
         from flows.concentrate import concentrate
 
-        show(concentrate(path, overrides), as_json, tables.show_run)
+        show(concentrate(path, overrides, force), as_json, tables.show_run)
 
 
 def plan(config: Config, sets: Sets = None, as_json: AsJson = False) -> None:
-    """Show what would run, why, and how many bytes it takes; lists the images, runs nothing."""
+    """Show what would run, why, and how many bytes it takes; lists the images, runs nothing.
+
+    The exit code is 1 where the disk may not have room for it.
+    """
     with user_errors():
         project = load_project(config, list(sets or []))
         from flows import tables
@@ -46,6 +49,8 @@ def plan(config: Config, sets: Sets = None, as_json: AsJson = False) -> None:
         with bar("images listed") as line:
             found, _ = make_plan(project, progress=lambda done, total: line.set(done, total))
         show(found.to_dict(), as_json, tables.show_plan)
+        if not found.fits:
+            raise typer.Exit(1)
 
 
 def specialists(
@@ -61,7 +66,11 @@ def specialists(
 
 
 def label(
-    config: Config, sets: Sets = None, teacher: Teacher = None, as_json: AsJson = False
+    config: Config,
+    sets: Sets = None,
+    teacher: Teacher = None,
+    force: Force = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run each teacher over what it has not labelled yet, and publish its stores."""
     with user_errors():
@@ -69,7 +78,7 @@ def label(
         from flows import tables
         from flows.label_teachers import label_teachers
 
-        show(label_teachers(path, overrides, teacher), as_json, tables.show_records)
+        show(label_teachers(path, overrides, teacher, force), as_json, tables.show_records)
 
 
 def verify(

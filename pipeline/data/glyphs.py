@@ -36,7 +36,7 @@ from pipeline.data.glyph_rendering import (
     render_face,
 )
 from pipeline.data.source import Sample, Source
-from pipeline.durable_files import write_durably
+from pipeline.durable_files import not_written, write_durably
 from pipeline.locations import local_folder
 from storage_schemas.errors import DataError, UnreadableImageError
 from storage_schemas.fingerprint import file_digest
@@ -207,8 +207,8 @@ def _write_cache(
         write_durably(partial / "images.npy", pixels.getvalue())
         write_durably(partial / "samples.json", text.encode())
         os.replace(partial, folder)
-    except OSError:
+    except OSError as error:
         if not folder.is_dir():  # another process may have been first
-            raise
+            raise not_written(folder, folder.parent, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.manifest_index import index_problem, part_name
-from pipeline.durable_files import write_durably
+from pipeline.durable_files import not_written, write_durably
 from pipeline.locations import is_local, read_whole
 from pipeline.object_lock import object_lock
 from pipeline.workspace import inside
@@ -213,6 +213,7 @@ def exclusive(workspace: Path) -> Iterator[None]:
 
     Raises:
         ManifestError: If another process is at it.
+        StoreError: If the workspace cannot be written.
     """
     folder = _folder(workspace)
     if not is_local(folder):
@@ -223,8 +224,12 @@ def exclusive(workspace: Path) -> Iterator[None]:
                 raise ManifestError(str(error)) from error
             yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise not_written(folder, folder, error) from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 
-from pipeline.durable_files import replace_durably
+from pipeline.durable_files import write_durably
 from pipeline.locations import is_local, read_whole
 from storage_schemas.errors import TeacherError
 
@@ -129,9 +129,13 @@ def load_weights(network: nn.Module, path: Path) -> None:
 
 
 def save_weights(network: nn.Module, path: Path) -> None:
-    """Write a network's weights as safetensors, whole or not at all."""
+    """Write a network's weights as safetensors, whole or not at all.
+
+    Raises:
+        StoreError: If they cannot be written.
+    """
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in network.state_dict().items()}
-    replace_durably(path, lambda partial: save_file(tensors, partial))
+    write_durably(path, save(tensors))
 
 
 def _listing(kind: str, entries: Sequence[str]) -> str:

@@ -23,7 +23,6 @@ from pipeline.report.networks import curves, networks
 from pipeline.report.provenance import provenance, quarantine
 from pipeline.report.samples import read_images, sample_cards
 from pipeline.report.sections import note, runs_by_role, section
-from storage_schemas.errors import StoreError
 
 
 def write_report(
@@ -50,10 +49,7 @@ def write_report(
     """
     path = folder / "index.html"
     page = report_page(project, evaluation, written or datetime.now(UTC))
-    try:
-        write_durably(path, page.encode())
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error}") from error
+    write_durably(path, page.encode())
     return path
 
 

@@ -25,6 +25,7 @@ from storage_schemas.label_space import canonical_digest
 from storage_schemas.soft_labels import SoftLabelSchema
 
 ARRAYS = ("ids", "gaps", "commits")
+GROUP = {"zarr_format": 3, "node_type": "group"}
 LARGEST_SHARD_ROWS = 262_144
 SMALLEST_SHARD_ROWS = 4_096
 LARGEST_CHUNK_ROWS = 16_384
@@ -160,9 +161,9 @@ def read_document(path: Path, name: str = "") -> dict[str, Any]:
         OSError: If it cannot be read.
         ValueError: If it is not a JSON object, too large, or nested too deeply.
     """
-    folder = path / name if name else path
     try:
-        document = json.loads(read_whole(folder / "zarr.json", largest=LARGEST_DOCUMENT_BYTES))
+        content = read_whole(document_file(path, name), largest=LARGEST_DOCUMENT_BYTES)
+        document = json.loads(content)
         json.dumps(document)  # its digest nests one level deeper
     except RecursionError:
         raise ValueError("metadata is nested too deeply") from None
@@ -270,18 +271,34 @@ def _bytes_problems(what: str, codecs: Any) -> list[str]:
 
 def replace_document(path: Path, document: Mapping[str, Any]) -> None:
     """Replace a metadata document whole, durably."""
-    write_durably(path, json.dumps(document, indent=2).encode())
+    write_durably(path, document_bytes(document))
 
 
-def write_attributes(path: Path, schema: SoftLabelSchema) -> None:
+def document_bytes(document: Mapping[str, Any]) -> bytes:
+    """Return the one spelling in which metadata documents are written, here and by zarr."""
+    return json.dumps(document, indent=2).encode("ascii")
+
+
+def document_file(path: Path, name: str = "") -> Path:
+    """Return the file of the group's metadata document, or of an array's."""
+    return (path / name if name else path) / "zarr.json"
+
+
+def write_attributes(
+    path: Path, schema: SoftLabelSchema, known: Mapping[str, Any] | None = None
+) -> None:
     """Write the group's metadata: the schema, digests of the arrays' metadata, and their own.
 
     A new store is there from then on, so its arrays come first.
+
+    Args:
+        path: Directory of the store.
+        schema: Of the store.
+        known: Attributes of others that stay.
     """
     signed = {
         "soft_labels": schema.to_attributes(),
         "arrays": {name: array_digest(read_document(path, name)) for name in ARRAYS},
     }
-    attributes = {**signed, "digest": canonical_digest(signed)}
-    document = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
-    replace_document(path / "zarr.json", document)
+    attributes = {**(known or {}), **signed, "digest": canonical_digest(signed)}
+    replace_document(path / "zarr.json", {"attributes": attributes, **GROUP})

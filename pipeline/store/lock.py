@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from pipeline.durable_files import not_written
 from pipeline.locations import is_local
 from pipeline.object_lock import object_lock, object_owner, owner_sentence, refusal
 from storage_schemas.errors import StoreError
@@ -44,7 +45,8 @@ def writer_lock(store: Path) -> Iterator[Callable[[], None]]:
         be. Long work calls it before it publishes something.
 
     Raises:
-        StoreError: If another process holds it; says host, process and since when.
+        StoreError: If another process holds it; says host, process and since when. If the place
+            cannot be written.
     """
     path = lock_path(store)
     if not is_local(path):
@@ -57,11 +59,14 @@ def writer_lock(store: Path) -> Iterator[Callable[[], None]]:
     except BlockingIOError:
         raise refusal(store, _owner(path)) from None
     except OSError as error:
-        raise StoreError(f"{store} cannot be written: {error}") from error
+        raise not_written(store, store.parent, error) from error
     try:
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+        except OSError as error:
+            raise not_written(store, store.parent, error) from error
         yield lambda: None
     finally:
         os.close(descriptor)

@@ -8,16 +8,20 @@ from __future__ import annotations
 import datetime
 import shutil
 import tempfile
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pipeline.durable_files import not_written
 from pipeline.locations import is_local, location, storage_errors
 from pipeline.store.commit import sync
 from pipeline.store.layout import (
     ARRAYS,
+    GROUP,
     array_digest,
     create_arrays,
+    document_file,
     limit_problems,
     read_document,
     shape_problems,
@@ -29,6 +33,16 @@ from storage_schemas.errors import CorruptLabelError, SchemaMismatchError, Store
 from storage_schemas.label_space import LabelSpace, canonical_digest
 from storage_schemas.soft_label_schema import SOFT_LABEL_VERSION
 from storage_schemas.soft_labels import SoftLabelSchema
+
+
+def stamped(schema: SoftLabelSchema) -> SoftLabelSchema:
+    """Return a schema with library versions and the time filled in where they are empty."""
+    filled: dict[str, Any] = {}
+    if not schema.library_versions:
+        filled["library_versions"] = {name: version(name) for name in ("zarr", "numpy")}
+    if not schema.created:
+        filled["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return schema.model_copy(update=filled)
 
 
 def create_soft_labels(
@@ -52,18 +66,13 @@ def create_soft_labels(
     problems = limit_problems(schema)
     if problems:
         raise SchemaMismatchError(f"{path} cannot be created", problems)
-    stamped: dict[str, Any] = {}
-    if not schema.library_versions:
-        stamped["library_versions"] = {name: version(name) for name in ("zarr", "numpy")}
-    if not schema.created:
-        stamped["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    schema = schema.model_copy(update=stamped)
+    schema = stamped(schema)
     try:
         if has_store(path):
             raise StoreError(f"{path} is there already; open it, or delete it to label anew")
         _create_on_disk(path, schema) if is_local(path) else _create_in_place(path, schema)
     except storage_errors() as error:
-        raise StoreError(f"{path} cannot be created: {error}") from error
+        raise not_written(path, path.parent, error) from error
     return SoftLabelStore(path, schema, schema.label_map, cache_bytes)
 
 
@@ -91,12 +100,14 @@ def _create_on_disk(path: Path, schema: SoftLabelSchema) -> None:
 
 
 def _altered(path: Path, what: str, why: str) -> CorruptLabelError:
-    return CorruptLabelError(f"{path}: metadata of {what} {why}; delete the store and label again")
+    return CorruptLabelError(
+        f"{path}: metadata of {what} {why}; run `concentrate label`, which makes it again"
+    )
 
 
 def _document(path: Path, name: str = "") -> dict[str, Any]:
-    what = name or "the group"
-    inside(path, path / name / "zarr.json")
+    what = f"array {name}" if name else "the group"
+    inside(path, document_file(path, name))
     try:
         return read_document(path, name)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -111,6 +122,16 @@ def _document(path: Path, name: str = "") -> dict[str, Any]:
         raise StoreError(f"{path}: metadata of {what} cannot be read: {error}") from error
 
 
+def signed_attributes(document: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the attributes of a group's document, or None if their digest does not fit."""
+    attributes = None if document is None else document.get("attributes")
+    if not isinstance(attributes, dict):
+        return None
+    signed = {name: attributes.get(name) for name in ("soft_labels", "arrays")}
+    whole = all(isinstance(value, dict) for value in signed.values())
+    return attributes if whole and attributes.get("digest") == canonical_digest(signed) else None
+
+
 def read_schema(path: Path) -> tuple[SoftLabelSchema, list[str]]:
     """Return what a store says of itself, and how its arrays differ from that.
 
@@ -119,21 +140,23 @@ def read_schema(path: Path) -> tuple[SoftLabelSchema, list[str]]:
         SchemaMismatchError: If it is of another kind or version; lists every field.
         CorruptLabelError: If its metadata was altered.
     """
-    attributes = _document(path).get("attributes")
+    document = _document(path)
+    attributes = document.get("attributes")
     said = attributes.get("soft_labels") if isinstance(attributes, dict) else None
     if not isinstance(attributes, dict) or not isinstance(said, dict):
         raise SchemaMismatchError(
             str(path), ["attribute 'soft_labels' must be there: this is not a soft-label store"]
         )
-    digests = attributes.get("arrays")
-    whole = attributes.get("digest") == canonical_digest({"soft_labels": said, "arrays": digests})
+    whole = signed_attributes(document) is not None
     # A newer version may sign itself in another way: it is refused as newer, not as altered.
     if said.get("version") == SOFT_LABEL_VERSION and not whole:
         raise _altered(path, "the group", "was altered: its digest does not fit")
     schema = SoftLabelSchema.from_attributes(said, str(path))
+    if any(document.get(name) != value for name, value in GROUP.items()):
+        raise _altered(path, "the group", f"was altered: it must say {GROUP}")
     documents = {name: _document(path, name) for name in ARRAYS}
-    for name, document in documents.items():
-        if not isinstance(digests, dict) or array_digest(document) != digests.get(name):
+    for name, found in documents.items():
+        if array_digest(found) != attributes["arrays"].get(name):
             raise _altered(path, f"array {name}", "was altered: its digest does not fit")
     return schema, shape_problems(schema, documents)
 

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from pipeline.config import Project
+from pipeline.config import Project, TeacherConfig
+from pipeline.data.class_lists import label_map_of
 from pipeline.data.routing import (
     mix_pools,
     retired_rows,
@@ -44,10 +45,10 @@ from storage_schemas.errors import (
     StoreError,
 )
 from storage_schemas.exactness import Exactness
-from storage_schemas.fingerprint import FINGERPRINT_DIGITS
+from storage_schemas.fingerprint import FINGERPRINT_DIGITS, file_digest
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import Manifest
-from storage_schemas.soft_label_schema import SoftLabelSchema
+from storage_schemas.soft_label_schema import SoftLabelSchema, class_problems, dict_problems
 
 Rows = npt.NDArray[np.int64]
 SPLIT_NAMES = ("train", "test")
@@ -119,6 +120,15 @@ def commits_digest(store: SoftLabelStore) -> str:
     return hashlib.sha256(commits[:, :last].astype("<u4").tobytes()).hexdigest()
 
 
+def rows_to_label(
+    project: Project, space: LabelSpace, manifest: Manifest, store: SoftLabelStore
+) -> Rows:
+    """Return the ascending rows that a store's teacher labels now."""
+    routing = project.teacher(store.schema.teacher).routing
+    table = route(store.schema.resolve(space), len(space), routing)
+    return routed_rows(manifest, SPLIT_NAMES.index(str(store.schema.split)), table)
+
+
 def publish(
     workspace: Workspace, teacher: str, fingerprints: Mapping[str, str], cost: Mapping[str, int]
 ) -> None:
@@ -171,13 +181,16 @@ def published_path(workspace: Workspace, teacher: str, split: int) -> Path | Non
     return workspace.labels(teacher, found)
 
 
-def has_usable_labels(project: Project, manifest: Manifest, teacher: str) -> bool:
+def has_usable_labels(
+    project: Project, space: LabelSpace, manifest: Manifest, teacher: str
+) -> bool:
     """Tell whether a teacher's published stores, complete or not, are of the present settings."""
+    config = project.teacher(teacher)
     for split in range(len(SPLIT_NAMES)):
         path = published_path(Workspace(project.workspace), teacher, split)
         try:
             if path is None or _differences(
-                project, manifest, split, teacher, read_schema(path)[0]
+                project, config, space, manifest, split, read_schema(path)[0]
             ):
                 return False
         except ConcentrateError:
@@ -223,10 +236,15 @@ def open_published(
             unpublished.append(config.name)
             absent.append(f"{config.name} (nothing published)")
             continue
-        store = open_soft_labels(
-            path, space=space, cache_bytes=cache_bytes // len(project.teachers)
-        )
-        problems += _differences(project, manifest, split, config.name, store.schema)
+        try:
+            store = open_soft_labels(
+                path, space=space, cache_bytes=cache_bytes // len(project.teachers)
+            )
+        except SchemaMismatchError as error:
+            problems += [f"{config.name}: {problem}" for problem in error.problems]
+            continue
+        different = _differences(project, config, space, manifest, split, store.schema)
+        problems += [f"{config.name}: {problem}" for problem in different]
         table = route(store.label_map, len(space), config.routing)
         rows = routed_rows(manifest, split, table)
         found = labelled_views(store, rows, retired_rows(manifest, split, table))
@@ -281,22 +299,43 @@ def _mixed_with_retired(
 
 
 def _differences(
-    project: Project, manifest: Manifest, split: int, name: str, schema: SoftLabelSchema
+    project: Project,
+    config: TeacherConfig,
+    space: LabelSpace,
+    manifest: Manifest,
+    split: int,
+    found: SoftLabelSchema,
 ) -> list[str]:
-    recipe = split_recipe(project, split)
-    kept = split_labels(project, split, schema.num_classes)
+    """Return one sentence per field in which a store is not the one that the project asks for.
+
+    The teacher's weights are compared where they are: a machine that only trains need not have
+    them.
+    """
+    kept = split_labels(project, split, found.num_classes)
     pairs: dict[str, tuple[Any, Any]] = {
-        "recipe": (recipe.model_dump(mode="json"), schema.recipe),
-        **{field: (expected, getattr(schema, field)) for field, expected in kept.items()},
+        field: (expected, getattr(found, field)) for field, expected in kept.items()
     }
     problems = [
-        f"{name}: {field} must be {expected}, got {found}"
-        for field, (expected, found) in pairs.items()
-        if expected != found
+        f"{field} must be {expected}, got {got}"
+        for field, (expected, got) in pairs.items()
+        if expected != got
     ]
-    if not manifest.has_prefix(schema.manifest_chain, schema.manifest_rows):
+    problems += class_problems(label_map_of(config, space).names, found.classes)
+    recipe = split_recipe(project, split).model_dump(mode="json")
+    problems += dict_problems("recipe", recipe, found.recipe)
+    teacher: dict[str, Any] = {
+        "builder": config.builder,
+        "builder_args": config.builder_args,
+        "input": config.input.model_dump(mode="json"),
+        "routing": config.routing,
+    }
+    if config.weights is not None and config.weights.is_file():
+        teacher["weights"] = file_digest(config.weights)
+    said = {name: found.fingerprint_parts.get(name, teacher[name]) for name in teacher}
+    problems += dict_problems("teacher", teacher, said)
+    if not manifest.has_prefix(found.manifest_chain, found.manifest_rows):
         problems.append(
-            f"{name}: made for other images: the manifest must begin with the "
-            f"{schema.manifest_rows} rows of chain {schema.manifest_chain[:12]}, and does not"
+            f"made for other images: the manifest must begin with the {found.manifest_rows} rows "
+            f"of chain {found.manifest_chain[:12]}, and does not"
         )
     return problems

@@ -6,6 +6,7 @@ In: `ShardFiles`, which owns the three Zarr arrays of a store. Left out: rows ac
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import zlib
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from pipeline.durable_files import not_written
 from pipeline.locations import is_local, read_whole, remove, storage_errors
 from pipeline.store.commit import shard_crc, sync
 from pipeline.store.layout import ARRAYS, array_place, array_shape, read_document, shard_file
@@ -65,9 +67,11 @@ class ShardFiles:
             try:
                 place = array_place(self.path / name)
                 self._arrays[name] = zarr.open_array(place, mode="r+", zarr_format=3)
+            except storage_errors() as error:
+                raise self._unreadable(f"array {name}", error) from error
             except DECODING_ERRORS as error:
                 raise CorruptLabelError(
-                    f"{self.path}: array {name} does not open: {error}; label again"
+                    f"{self.path}: array {name} does not open: {error}; run `concentrate label`"
                 ) from error
         return self._arrays[name]
 
@@ -96,6 +100,8 @@ class ShardFiles:
         schema = self.schema
         try:
             return np.asarray(self._array("commits")[:, : schema.num_shards, :])
+        except OSError as error:  # not the same as damaged: it must not be labelled again
+            raise self._unreadable("array commits", error) from error
         except DECODING_ERRORS:
             table = np.zeros(array_shape(schema, "commits"), np.uint32)
             for view, shard in np.ndindex(schema.num_views, schema.num_shards):
@@ -114,6 +120,8 @@ class ShardFiles:
         self._check_place(view, shard)
         try:
             rows, ids_crc, gaps_crc = np.asarray(self._array("commits")[view, shard]).tolist()
+        except OSError as error:
+            raise self._unreadable(f"array commits, view {view}, shard {shard}", error) from error
         except DECODING_ERRORS as error:
             raise self._corrupt("commits", view, shard, str(error)) from error
         return rows, ids_crc, gaps_crc
@@ -140,9 +148,14 @@ class ShardFiles:
             self._array("commits")[view, shard] = np.array(record, np.uint32)
             sync([files["commits"]], self.path)
         except storage_errors() as error:
-            raise StoreError(
-                f"{self.path}: view {view}, shard {shard} cannot be written: {error}"
-            ) from error
+            what = f"{self.path}: view {view}, shard {shard}"
+            needed = ids.nbytes + gaps.nbytes
+            failed = not_written(what, self.path, error, needed)
+            # Half a shard is of no use, and takes room.
+            with contextlib.suppress(*storage_errors()):
+                for name in ("ids", "gaps"):
+                    remove(files[name])
+            raise failed from error
         return record
 
     def discard(self, view: int, shard: int) -> None:
@@ -186,11 +199,14 @@ class ShardFiles:
             raise ValueError(f"shard {shard}: {'; '.join(problems)}")
         return int(labelled.sum())
 
+    def _unreadable(self, what: str, error: Exception) -> StoreError:
+        return StoreError(f"{self.path}: {what} cannot be read: {error}; check the disk")
+
     def _corrupt(self, name: str, view: int, shard: int, why: str) -> CorruptLabelError:
         return CorruptLabelError(
             f"{self.path}: array {name}, view {view}, shard {shard} is damaged: {why}; "
-            "run `concentrate verify` for the whole list, discard the shard (delete "
-            f"{shard_file(self.path, 'commits', view, shard)}) and label again"
+            "run `concentrate verify --depth full`, which takes it out of use, and then "
+            "`concentrate label`, which writes it again"
         )
 
     def read(self, view: int, shard: int) -> tuple[Array, Array]:
@@ -265,6 +281,9 @@ class ShardFiles:
             if problem is not None:
                 raise self._corrupt(name, view, shard, problem)
             return np.asarray(self._array(name)[view, rows.start : rows.stop])
+        except storage_errors() as error:
+            where = f"array {name}, view {view}, shard {shard}"
+            raise self._unreadable(where, error) from error
         except DECODING_ERRORS as error:
             raise self._corrupt(name, view, shard, str(error)) from error
 

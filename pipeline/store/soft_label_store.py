@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.durable_files import not_written
 from pipeline.locations import storage_errors
 from pipeline.store.layout import (
     ARRAYS,
@@ -164,9 +165,9 @@ class SoftLabelStore:
                 document = read_document(self.path, name)
                 document["shape"] = list(array_shape(grown, name))
                 replace_document(self.path / name / "zarr.json", document)
-            write_attributes(self.path, grown)
+            write_attributes(self.path, grown, read_document(self.path)["attributes"])
         except storage_errors() as error:
-            raise StoreError(f"{self.path} cannot be grown: {error}") from error
+            raise not_written(self.path, self.path, error) from error
         self._use(grown)
 
     # --- reading ----------------------------------------------------------------------------

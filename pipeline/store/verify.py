@@ -1,8 +1,8 @@
 """Verification of a store: does every byte that counts as written still say what it said?
 
 In: `verify_store`, quick (metadata, records, the structure of the files) and full (every shard
-read and checked). Left out: repair; a damaged shard is labelled again. The third depth, audit,
-runs the teacher again (pipeline.teachers.audit).
+read and checked). Left out: repair; a damaged shard is labelled again, a damaged document made
+again (repair.py). The third depth, audit, runs the teacher again (pipeline.teachers.audit).
 """
 
 from __future__ import annotations
@@ -13,8 +13,17 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.store.layout import shard_file
+from pipeline.locations import read_whole
+from pipeline.store.layout import (
+    ARRAYS,
+    array_shape,
+    document_bytes,
+    document_file,
+    read_document,
+    shard_file,
+)
 from pipeline.store.opening import open_soft_labels
+from pipeline.store.row_reader import Rows
 from pipeline.store.shards import label_problems
 from pipeline.store.soft_label_store import SoftLabelStore
 from storage_schemas.errors import ConcentrateError
@@ -30,31 +39,49 @@ def _size(file: Path) -> int | None:
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
-def shard_problems(store: SoftLabelStore, view: int, shard: int, depth: Depth) -> list[str]:
-    """Return one sentence per problem of one shard; none if nothing of it was ever written."""
+def shard_problems(
+    store: SoftLabelStore, view: int, shard: int, depth: Depth, expected: int = 0
+) -> list[str]:
+    """Return one sentence per problem of one shard.
+
+    Args:
+        store: Opened.
+        view: View of the shard.
+        shard: Index along the rows.
+        depth: See `verify_store`.
+        expected: Labels that should be there; with 0, a shard of which nothing was written is
+            no problem.
+    """
     where = f"view {view}, shard {shard}"
-    sizes = {
-        name: _size(shard_file(store.path, name, view, shard))
-        for name in ("ids", "gaps", "commits")
-    }
-    problems = [f"{name}, {where}: file is empty" for name, size in sizes.items() if size == 0]
+    sizes = {name: _size(shard_file(store.path, name, view, shard)) for name in ARRAYS}
+
+    def sentence(arrays: list[str], what: str) -> str:
+        return f"{store.path}: array {' and '.join(arrays)}, {where}: {what}"
+
+    problems = [sentence([name], "file is empty") for name, size in sizes.items() if size == 0]
     try:
         labelled, _, _ = store.commit_record(view, shard)
     except ConcentrateError as error:
         return [*problems, str(error)]
+    data = ["ids", "gaps"]
     if labelled == 0:
-        written = [name for name in ("ids", "gaps") if sizes[name] is not None]
+        written = [name for name in data if sizes[name] is not None]
         if written:
+            why = "data without a record in array commits, lost or of an interrupted write"
+            problems.append(sentence(written, f"{why}; run `concentrate label`"))
+        elif expected:
             problems.append(
-                f"{' and '.join(written)}, {where}: data without a commit record, from a write "
-                "that was interrupted; label again"
+                sentence(
+                    data,
+                    f"{expected} labels are missing; run `concentrate label`",
+                )
             )
         return problems
     if not problems:
-        for name in ("ids", "gaps"):
+        for name in data:
             found = store.structure_problem(name, view, shard)
             if found is not None:
-                problems.append(f"{name}, {where}: committed, but {found}")
+                problems.append(sentence([name], f"committed, but {found}"))
     if depth == "quick" or problems:
         return problems
     try:
@@ -62,49 +89,81 @@ def shard_problems(store: SoftLabelStore, view: int, shard: int, depth: Depth) -
     except ConcentrateError as error:
         return [str(error)]
     rows, wrong = label_problems(store.schema, ids, gaps)
+    problems = [sentence(data, problem) for problem in wrong]
     if int(rows.sum()) != labelled:
-        wrong.append(f"{labelled} labels by its record, got {int(rows.sum())}")
-    return [f"{where}: {problem}" for problem in wrong]
+        what = f"{labelled} labels by its record, got {int(rows.sum())}"
+        problems.append(sentence(["commits"], what))
+    return problems
 
 
-def damaged_shards(store: SoftLabelStore, depth: Depth) -> dict[tuple[int, int], list[str]]:
+def metadata_problems(store: SoftLabelStore) -> list[str]:
+    """Return one sentence per metadata document that is not as its writer wrote it.
+
+    These change no label; `open_soft_labels` refuses those that could. A flipped bit in a blank,
+    or in the length of an array, is found here.
+    """
+    problems = []
+    for name in ("", *ARRAYS):
+        what = f"{store.path}: metadata of {f'array {name}' if name else 'the group'}"
+        document = read_document(store.path, name)
+        if read_whole(document_file(store.path, name)) != document_bytes(document):
+            problems.append(f"{what}: altered in its spelling, not in its meaning")
+        elif name and document["shape"] != list(array_shape(store.schema, name)):
+            problems.append(
+                f"{what}: its shape must be {list(array_shape(store.schema, name))}, got "
+                f"{document['shape']}: a growth was interrupted, or it was altered"
+            )
+    return [f"{problem}; run `concentrate label`, which writes it anew" for problem in problems]
+
+
+def damaged_shards(
+    store: SoftLabelStore, depth: Depth, rows: Rows | None = None
+) -> dict[tuple[int, int], list[str]]:
     """Return (view, shard) -> what is wrong with it, of every shard that is not sound.
 
     Args:
         store: Opened just now, so that its metadata is known to be sound.
         depth: See `verify_store`.
+        rows: See `verify_store`.
     """
-    places = np.ndindex(store.schema.num_views, store.schema.num_shards)
-    found = {(view, shard): shard_problems(store, view, shard, depth) for view, shard in places}
+    views, shards = store.schema.num_views, store.schema.num_shards
+    inside = np.zeros(0, np.int64) if rows is None else rows[rows < store.schema.num_rows]
+    expected = np.bincount(inside // store.schema.shard_rows, minlength=shards)
+    found = {
+        (view, shard): shard_problems(store, view, shard, depth, int(expected[shard]))
+        for view, shard in np.ndindex(views, shards)
+    }
     return {place: problems for place, problems in found.items() if problems}
 
 
-def take_out_of_use(store: SoftLabelStore, depth: Depth) -> list[str]:
-    """Remove the commit records of damaged shards, and return what was wrong with each.
+def take_out_of_use(store: SoftLabelStore, depth: Depth) -> None:
+    """Remove the commit records of damaged shards.
 
     They count as not labelled from then on: a reader refuses them, and labelling writes exactly
     them again. The caller holds the writer lock of the store.
     """
-    damaged = damaged_shards(store, depth)
-    for view, shard in damaged:
+    for view, shard in damaged_shards(store, depth):
         store.discard_shard(view, shard)
-    return [problem for problems in damaged.values() for problem in problems]
 
 
-def verify_store(store: SoftLabelStore, depth: Depth = "quick") -> list[str]:
+def verify_store(
+    store: SoftLabelStore, depth: Depth = "quick", rows: Rows | None = None
+) -> list[str]:
     """Return everything that is wrong with a store; an empty list means it is sound.
 
-    Shards of which nothing was written are not a problem here (see `coverage.py`), nor are
-    files that an interrupted write left under a temporary name.
+    Files that an interrupted write left under a temporary name are not a problem.
 
     Args:
         store: The store; its metadata is read anew.
         depth: quick: metadata, commit records, and that each file of a committed shard has a
             sound index whose chunks lie within it, which finds truncation. full: also every
             committed shard, read and compared with its record.
+        rows: Ascending rows that must be labelled, as far as the store has room for them. None:
+            shards of which nothing was written are not a problem (see `coverage.py`).
     """
     try:
         store = open_soft_labels(store.path)
     except ConcentrateError as error:
         return [str(error)]
-    return [problem for problems in damaged_shards(store, depth).values() for problem in problems]
+    damaged = damaged_shards(store, depth, rows).values()
+    return [*metadata_problems(store), *(problem for problems in damaged for problem in problems)]

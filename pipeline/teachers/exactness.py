@@ -9,7 +9,7 @@ teacher without test rows is measured on training rows.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ from pipeline.teachers.labelling import (
 )
 from pipeline.teachers.spec import TeacherSpec
 from pipeline.training.fit import pick_device
+from pipeline.workspace import Workspace, write_record
 from storage_schemas.exactness import Exactness, Lost, Spread
 from storage_schemas.manifest import TEST, TRAIN, Manifest
 from storage_schemas.soft_labels import SoftLabelSchema, decode
@@ -55,6 +56,27 @@ def sample_rows(
         rows = routed_rows(manifest, TRAIN, spec.route)
     places = np.linspace(0, len(rows) - 1, min(len(rows), SAMPLE_ROWS)).round().astype(int)
     return split, rows[np.unique(places)]
+
+
+def record_exactness(
+    project: Project,
+    spec: TeacherSpec,
+    manifest: Manifest,
+    schema: SoftLabelSchema,
+    *,
+    report: LabelReport | None = None,
+) -> dict[str, Any] | None:
+    """Measure what the labels of a teacher lose, and keep the record beside its stores.
+
+    Returns:
+        The record; None when the teacher has no rows.
+    """
+    found = measure_exactness(project, spec, manifest, schema, report=report)
+    if found is None:
+        return None
+    record = found.model_dump(mode="json")
+    write_record(Workspace(project.workspace).exactness(spec.name), record)
+    return record
 
 
 def measure_exactness(

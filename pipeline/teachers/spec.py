@@ -1,6 +1,6 @@
 """`TeacherSpec`: one specialist, resolved against the label space and the disk.
 
-In: class lists, label maps, which rows a teacher labels, and the fingerprints of its training and
+In: label maps, which rows a teacher labels, and the fingerprints of its training and
 of its stores. Left out: networks (labelling.py, specialist.py), so that plans are made without
 importing torch.
 """
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Project, SpecialistConfig, TeacherConfig, VerticalClasses
+from pipeline.config import Project, SpecialistConfig, TeacherConfig
+from pipeline.data.class_lists import label_map_of
 from pipeline.data.routing import Route, route
 from pipeline.locations import bucket_of, is_local
 from pipeline.workspace import Workspace, read_record
@@ -84,33 +85,6 @@ def _object_digest(weights: Path, etag: str) -> str:
     return file_digest(weights)
 
 
-def read_class_list(path: Path, owner: str) -> tuple[str, ...]:
-    """Read one class name a line; blank lines at the end are ignored.
-
-    Raises:
-        ConfigError: If the file cannot be read as UTF-8 text.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{owner}.classes", [f"{path} cannot be read: {error}"]) from error
-    return tuple(line.strip() for line in lines)
-
-
-def _label_map(config: TeacherConfig, space: LabelSpace) -> LabelMap:
-    owner = f"teachers.{config.name}"
-    if isinstance(config.classes, VerticalClasses):
-        names = [space.classes[i] for i in space.classes_in(config.classes.vertical)]
-        return LabelMap.from_names(space, names, owner=owner)
-    names = (
-        list(read_class_list(config.classes, owner))
-        if isinstance(config.classes, Path)
-        else list(config.classes)
-    )
-    vertical = config.name if config.name in space.verticals else None
-    return LabelMap.from_names(space, names, owner=owner, vertical=vertical)
-
-
 def _training_parts(
     config: TeacherConfig,
     training: SpecialistConfig,
@@ -142,7 +116,7 @@ def resolve_teacher(
         LabelSpaceError: If its class list does not fit the label space.
         ConfigError: If its class list cannot be read.
     """
-    label_map = _label_map(config, space)
+    label_map = label_map_of(config, space)
     training = config.training or project.specialists
     folder = None
     weights = config.weights

@@ -5,7 +5,6 @@ Imports no torch, so that `plan` and the flows are quick.
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from pipeline.config import Project
 from pipeline.data import load_label_space, load_manifest
 from pipeline.data.manifest_files import has_manifest
 from pipeline.data.routing import retired_rows, routed_rows, split_labels, split_recipe
-from pipeline.locations import is_local
 from pipeline.store import SoftLabelStore, create_soft_labels, open_soft_labels, shard_layout
 from pipeline.store.coverage import missing_labels
 from pipeline.store.opening import has_store
@@ -195,12 +193,3 @@ def work_groups(work: list[ShardWork], labels_per_group: int) -> list[list[Shard
 def label_bytes(schema: SoftLabelSchema, labels: int) -> int:
     """Return the bytes that this many labels take before compression: an upper bound."""
     return labels * schema.label_bytes
-
-
-def free_bytes(path: Path) -> int | None:
-    """Return the free bytes of the disk that a path lies on or would lie on; None for a bucket."""
-    if not is_local(path):
-        return None
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free

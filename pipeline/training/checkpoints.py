@@ -5,13 +5,14 @@ A checkpoint is a `torch.save` file of tensors and plain values, read with `weig
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from pipeline.durable_files import replace_durably
+from pipeline.durable_files import write_durably
 from pipeline.locations import remove
 from pipeline.models.weights import read_torch_file
 from storage_schemas.errors import TrainingError
@@ -25,9 +26,16 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int) -> Path:
-    """Write the state after `step` steps and remove all but the newest `keep` checkpoints."""
+    """Write the state after `step` steps and remove all but the newest `keep` checkpoints.
+
+    Raises:
+        StoreError: If it cannot be written; the older checkpoints stay.
+    """
     path = folder / f"step-{step:09d}.pt"
-    replace_durably(path, lambda temporary: torch.save(state, temporary))
+    # Through memory: where a disk is full, torch names a position in its file and no reason.
+    content = io.BytesIO()
+    torch.save(state, content)
+    write_durably(path, content.getvalue())
     for _, old in _checkpoints(folder)[:-keep]:
         remove(old)
     return path

@@ -14,7 +14,7 @@ from types import TracebackType
 
 from torch.utils.tensorboard import SummaryWriter
 
-from pipeline.durable_files import write_durably
+from pipeline.durable_files import not_written, write_durably
 from pipeline.locations import local_folder
 
 
@@ -28,13 +28,16 @@ class MetricsLog:
 
     def __init__(self, folder: Path, *, first_step: int = 0) -> None:
         local = local_folder(folder)
-        local.mkdir(parents=True, exist_ok=True)
         self._kept = folder / "metrics.csv"
         self._path = local / "metrics.csv"
         self._columns: list[str] | None = None
-        self._keep_until(first_step)
-        self._file = self._path.open("a", newline="", encoding="utf-8")
-        self._board = SummaryWriter(str(local / "tensorboard"), purge_step=first_step)
+        try:
+            local.mkdir(parents=True, exist_ok=True)
+            self._keep_until(first_step)
+            self._file = self._path.open("a", newline="", encoding="utf-8")
+            self._board = SummaryWriter(str(local / "tensorboard"), purge_step=first_step)
+        except OSError as error:
+            raise not_written(self._path, local, error) from error
 
     def _keep_until(self, step: int) -> None:
         rows = read_metrics(self._kept)
@@ -62,7 +65,17 @@ class MetricsLog:
         self._board.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Write the values of one step."""
+        """Write the values of one step.
+
+        Raises:
+            StoreError: If the log cannot be written.
+        """
+        try:
+            self._write(step, values)
+        except OSError as error:
+            raise not_written(self._path, self._path.parent, error) from error
+
+    def _write(self, step: int, values: Mapping[str, float]) -> None:
         row = {"step": step, **values}
         writer = csv.DictWriter(self._file, self._columns or list(row), extrasaction="ignore")
         if self._columns is None:

@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of a run."""
+"""A run that is ended from outside, in the middle of training: Ctrl-C, and SIGKILL."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import psutil
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.flow
 
-@pytest.mark.flow
-def test_an_interrupted_run_ends_at_once_and_says_so(tmp_path):
-    """SIGINT while training: exit code 130 within seconds, one line, nobody left behind."""
+
+@pytest.fixture
+def training(tmp_path):
+    """A `concentrate specialists` that is in the middle of training, and marks its children."""
     for name, value in (("dark", 20), ("light", 230)):
         for number in range(12):
             path = tmp_path / "images" / name / f"{number}.png"
@@ -53,17 +55,34 @@ def test_an_interrupted_run_ends_at_once_and_says_so(tmp_path):
                 break
             time.sleep(0.1)
         time.sleep(1)
-        children = psutil.Process(process.pid).children(recursive=True)
-        assert children  # Prefect's own server is one
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        yield process
     finally:
         process.kill()
-    assert process.returncode == 130
-    for _ in range(100):
-        if not any(child.is_running() for child in children):
-            break
-        time.sleep(0.1)
-    assert [child.name() for child in children if child.is_running()] == []
+        process.communicate()
+
+
+def still_there(processes: list[psutil.Process], seconds: float) -> list[str]:
+    """Return the names of those that have not ended after so many seconds."""
+    _, left = psutil.wait_procs(processes, timeout=seconds)
+    return [process.name() for process in left]
+
+
+def test_an_interrupted_run_ends_at_once_and_says_so(training):
+    """SIGINT while training: exit code 130 within seconds, one line, nobody left behind."""
+    children = psutil.Process(training.pid).children(recursive=True)
+    assert children  # Prefect's own server is one
+    training.send_signal(signal.SIGINT)
+    _, errors = training.communicate(timeout=20)
+    assert training.returncode == 130
+    assert still_there(children, 10) == []
     assert "stopped; the same command goes on from here" in errors
     assert "Traceback" not in errors
+
+
+def test_a_killed_run_leaves_no_process(training):
+    """SIGKILL of the command alone: its Prefect server ends by itself within seconds."""
+    children = psutil.Process(training.pid).children(recursive=True)
+    assert any("uvicorn" in child.cmdline() for child in children)
+    os.kill(training.pid, signal.SIGKILL)
+    assert training.wait(timeout=10) == -signal.SIGKILL
+    assert still_there(children, 15) == []

@@ -9,16 +9,14 @@ import pytest
 
 from pipeline.config import Project, load_project
 from pipeline.data import update_manifest
-from pipeline.store.published import SPLIT_NAMES, open_published, publish
-from pipeline.teachers.labelling import label_shards, teacher_cost
+from pipeline.store.published import open_published
+from pipeline.teachers.publishing import label_here
 from pipeline.teachers.spec import resolve_teachers
 from pipeline.teachers.specialist import train_specialist
-from pipeline.teachers.stores import missing_work, open_or_create, store_schema
 from pipeline.training.evaluation import evaluate_runs
 from pipeline.training.metrics_log import read_metrics
 from pipeline.training.runs import student_runs
 from pipeline.training.students import train_student
-from pipeline.workspace import Workspace
 from storage_schemas.manifest import TEST, TRAIN
 
 CONFIGS = sorted((Path(__file__).parents[2] / "flows" / "configs").rglob("*.yaml"))
@@ -49,14 +47,7 @@ def test_shipped_config_runs(path, tmp_path):
     manifest, space = update.manifest, update.label_space
     for spec in resolve_teachers(project, space, manifest):
         train_specialist(project, spec, manifest)
-        fingerprints = {}
-        for split in (TRAIN, TEST):
-            schema = store_schema(project, spec, space, manifest, split)
-            store = open_or_create(project, schema, space)
-            work = missing_work(project, schema, spec, manifest)
-            label_shards(project, spec, manifest, store, work)
-            fingerprints[SPLIT_NAMES[split]] = schema.fingerprint
-        publish(Workspace(project.workspace), spec.name, fingerprints, teacher_cost(spec))
+        label_here(project, spec, space, manifest)
     published = open_published(project, space, manifest, TRAIN)
     runs = student_runs(project, space, manifest, published)
     for run in runs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pipeline.durable_files import replace_durably
+from pipeline.durable_files import write_durably
 from pipeline.models.weights import load_weights, read_weights, save_weights, weights_digest
 from storage_schemas.errors import TeacherError
 from storage_schemas.fingerprint import file_digest
@@ -30,7 +31,9 @@ def test_weights_are_saved_and_loaded_wherever_they_lie(location: Path, suffix: 
     if suffix == "safetensors":
         save_weights(source, path)
     else:
-        replace_durably(path, lambda partial: torch.save(source.state_dict(), partial))
+        content = io.BytesIO()
+        torch.save(source.state_dict(), content)
+        write_durably(path, content.getvalue())
     load_weights(target, path)
     assert weights_digest(target.state_dict()) == weights_digest(source.state_dict())
     assert file_digest(path) == hashlib.sha256(path.read_bytes()).hexdigest()

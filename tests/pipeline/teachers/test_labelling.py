@@ -18,19 +18,18 @@ from pipeline.data import update_manifest
 from pipeline.models.builders import build_classifier
 from pipeline.store import open_soft_labels
 from pipeline.store.coverage import missing_labels
-from pipeline.store.published import SPLIT_NAMES, open_published, publish
+from pipeline.store.published import open_published
 from pipeline.teachers import labelling
-from pipeline.teachers.labelling import label_shards, teacher_cost
+from pipeline.teachers.labelling import label_shards
+from pipeline.teachers.publishing import label_and_publish
 from pipeline.teachers.spec import resolve_teacher, resolve_teachers
 from pipeline.teachers.stores import (
     missing_work,
-    open_or_create,
     store_path,
     store_schema,
     work_groups,
 )
 from pipeline.training.runs import stale_reason, student_runs
-from pipeline.workspace import Workspace
 from storage_schemas.errors import (
     ConfigError,
     LabelSpaceError,
@@ -103,16 +102,15 @@ def label_all(root, *, overrides=(), limit=None):
     """Label what is missing, or at most `limit` shards a store; return the labels written."""
     project = load_project(root / "project.yaml", overrides)
     update = update_manifest(project)
+    space, manifest = update.label_space, update.manifest
     written = 0
-    for spec in resolve_teachers(project, update.label_space, update.manifest):
-        fingerprints = {}
-        for split in (TRAIN, TEST):
-            schema = store_schema(project, spec, update.label_space, update.manifest, split)
-            store = open_or_create(project, schema, update.label_space)
-            work = missing_work(project, schema, spec, update.manifest)[:limit]
-            written += label_shards(project, spec, update.manifest, store, work).labels
-            fingerprints[SPLIT_NAMES[split]] = schema.fingerprint
-        publish(Workspace(project.workspace), spec.name, fingerprints, teacher_cost(spec))
+    for spec in resolve_teachers(project, space, manifest):
+
+        def run(store, work, spec=spec):
+            return label_shards(project, spec, manifest, store, work[:limit])
+
+        done = label_and_publish(project, spec, space, manifest, run)
+        written += sum(counts.labels for counts in done.values())
     return project, update, written
 
 
@@ -314,7 +312,7 @@ def test_labels_of_other_settings_are_refused_with_every_field(root):
     with pytest.raises(SchemaMismatchError) as caught:
         open_published(project, update.label_space, update.manifest, TRAIN)
     text = str(caught.value)
-    assert "fruit: recipe must be" in text
+    assert "fruit: recipe.flip must be 0.1, got 0.5" in text
     assert "tool: temperatures must be (2.0,), got (1.0, 2.0)" in text
 
 
