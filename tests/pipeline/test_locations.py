@@ -12,9 +12,8 @@ import yaml
 
 from pipeline import locations
 from pipeline.config import Project, load_project
-from pipeline.durable_files import write_durably
+from pipeline.durable_files import free_bytes, write_durably
 from pipeline.report.provenance import shortened
-from pipeline.teachers.stores import free_bytes
 from pipeline.workspace import read_record, write_record
 from storage_schemas.errors import ConfigError, StoreError
 
