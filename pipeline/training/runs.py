@@ -28,7 +28,8 @@ EVALUATION_VERSION = 1
 # Raised when the page of the report changes; `report` then writes it again.
 REPORT_VERSION = 2
 
-# Cadences and memory do not change the weights.
+# Cadences and memory do not change the weights; devices change them by rounding, since the batch
+# of a step is that of all devices together.
 _NOT_IN_FINGERPRINT = {
     "name",
     "checkpoint_every_steps",
@@ -36,6 +37,7 @@ _NOT_IN_FINGERPRINT = {
     "log_every_steps",
     "control",
     "memory_budget_mb",
+    "devices",
 }
 
 
