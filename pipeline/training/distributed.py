@@ -51,9 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     _end_with_launcher(options.folder / LOCK)
     try:
-        _train(
-            options.config, options.overrides, options.role, options.fingerprint, options.folder
-        )
+        _train(options.config, options.overrides, options.role, options.fingerprint, options.folder)
     except ConcentrateError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

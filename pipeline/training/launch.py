@@ -188,12 +188,13 @@ def _failure(folder: Path, ranks: int, code: int) -> str:
         rank, code = int(found[1]), int(found[2])
         who = f"rank {rank} of {ranks}"
         log = next(folder.glob(f"logs/*/attempt_0/{rank}/stderr.log"), log)
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    how = f"ended with code {code}"
+    if code < 0:
+        how = f"was killed by signal {-code} ({signal.strsignal(-code)})"
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_LOG_LINES:]
     return "\n  ".join(
         [
-            f"{who} {how}; the same command goes on from the newest checkpoint. "
-            f"The end of {log}:",
+            f"{who} {how}; the same command goes on from the newest checkpoint. The end of {log}:",
             *(lines or ["(nothing)"]),
         ]
     )

@@ -53,7 +53,8 @@ def share_batch_statistics(module: nn.Module) -> None:
 
             setattr(module, name, convert_sync_batchnorm(child))
         elif type(child) in _BATCH_NORMS:
-            setattr(module, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+            convert = nn.SyncBatchNorm.convert_sync_batchnorm
+            setattr(module, name, convert(child))  # type: ignore[no-untyped-call]
         else:
             share_batch_statistics(child)
 
