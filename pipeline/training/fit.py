@@ -26,9 +26,10 @@ from torch.utils.data import Dataset
 from pipeline.config import TrainingConfig
 from pipeline.data.epoch_order import BatchOrder
 from pipeline.data.loader import Batch, batch_loader
-from pipeline.objectives.base import Objective, TargetBatch, total_loss
+from pipeline.objectives.base import total_loss
 from pipeline.store.lock import writer_lock
 from pipeline.training.checkpoints import load_newest_checkpoint, save_checkpoint
+from pipeline.training.loss_terms import LossTerms
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.optimization import build_average, build_optimizer, build_schedule
 from pipeline.training.ranks import (
@@ -71,29 +72,6 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    wanted = precision == "bfloat16" or (
-        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
-    if not wanted:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
-class _Terms(nn.Module):
-    """From images and targets to the terms of the loss; holds every parameter that trains."""
-
-    def __init__(self, model: nn.Module, objective: Objective, precision: str) -> None:
-        super().__init__()
-        self.model, self.objective, self.precision = model, objective, precision
-
-    def forward(self, images: Tensor, targets: TargetBatch) -> dict[str, Tensor]:
-        with _autocast(self.precision, images.device):
-            output = self.model(images)
-        terms: dict[str, Tensor] = self.objective(output, targets)
-        return terms
-
-
 class _Run:
     """Everything of a stage that a checkpoint must hold."""
 
@@ -104,7 +82,7 @@ class _Run:
         self.optimizer = build_optimizer(config.optimizer, (model, stage.objective))
         self.schedule: LambdaLR = build_schedule(config.schedule, self.optimizer, total_steps)
         self.average: AveragedModel | None = build_average(model, config.ema_decay)
-        self.terms = average_gradients(_Terms(model, stage.objective, config.precision))
+        self.terms = average_gradients(LossTerms(model, stage.objective, config.precision))
         self.started = time.perf_counter()
         self.seconds_before = 0.0
 
