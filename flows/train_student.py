@@ -16,7 +16,7 @@ from flows.project import Loaded, load, reload
 from pipeline.config import Project
 from pipeline.store.lock import current_writer
 from pipeline.store.published import PublishedLabels, open_published
-from pipeline.training.runs import StudentRun, stale_reason, student_runs
+from pipeline.training.runs import StudentRun, stale_reason, student_runs, training_rows
 from storage_schemas.errors import StoreError
 from storage_schemas.manifest import TRAIN
 
@@ -36,16 +36,20 @@ def published_runs(loaded: Loaded) -> tuple[PublishedLabels, list[StudentRun]]:
 
 @task(cache_policy=NO_CACHE, task_run_name="train/{role}")
 def train_one(role: str, config: str, overrides: list[str]) -> dict[str, Any]:
-    """Train the student or its control to the end."""
+    """Train the student or its control to the end, here or on the ranks that it asks for."""
+    from pipeline.training.launch import train_on_ranks
     from pipeline.training.students import train_student as train
 
     loaded = reload(config, overrides)
     published, runs = published_runs(loaded)
     (run,) = [run for run in runs if run.role == role]
+    project, space, manifest = loaded.project, loaded.space, loaded.manifest
     with bar(f"{run.folder.parent.name}") as line:
-        record = train(
-            loaded.project, run, loaded.space, loaded.manifest, published, report=line.step
-        )
+        if run.config.devices == 1:
+            record = train(project, run, space, manifest, published, report=line.step)
+        else:
+            images = len(training_rows(manifest, published))
+            record = train_on_ranks(project, run, images, config, overrides, report=line.step)
     kept = ("role", "fingerprint", "steps", "rows", "seconds", "images_per_second")
     return {name: record[name] for name in kept} | {"folder": str(run.folder)}
 

@@ -121,7 +121,9 @@ def test_flows_touch_no_arrays():
     assert wrong == []
 
 
-@pytest.mark.parametrize("flow", ["flows.train_student", "flows.evaluate_student"])
+@pytest.mark.parametrize(
+    "flow", ["flows.train_student", "flows.evaluate_student", "pipeline.training.distributed"]
+)
 def test_the_student_flows_reach_no_teacher(flow: str):
     """Nothing that training or evaluating a student may ever import imports pipeline.teachers."""
     found = reachable(flow)

@@ -83,6 +83,9 @@ class StudentConfig(TrainingConfig):
     )
     objective: ObjectiveConfig = SoftLabels(name="soft_labels")
     views_per_image: PositiveInt = Field(1, description="views drawn from one decoded image")
+    devices: PositiveInt = Field(
+        1, description="processes that share each batch, one a GPU where there are GPUs"
+    )
     control: bool = Field(True, description="also train the same network on hard labels")
     allow_partial: bool = Field(
         False, description="train on the labels that exist, where some are still missing"
@@ -90,3 +93,13 @@ class StudentConfig(TrainingConfig):
     memory_budget_mb: int = Field(
         2048, ge=1, description="stored labels held in memory; above it, shards are streamed"
     )
+
+    @model_validator(mode="after")
+    def _every_device_has_images(self) -> StudentConfig:
+        images = self.batch_size // self.views_per_image
+        if self.devices > images:
+            raise ValueError(
+                f"devices must be at most the images of a batch (batch_size / views_per_image = "
+                f"{images}), got {self.devices}"
+            )
+        return self

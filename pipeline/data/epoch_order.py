@@ -66,7 +66,8 @@ class BatchOrder:
         first_view: Added to every view number; specialists train beyond the stored views.
         fresh_views: Never repeat a view: view = first_view + epoch. Needs no stored label.
         rank: Of this process.
-        world_size: Processes that share each batch.
+        world_size: Processes that share each batch: rank r takes a run of neighbouring images of
+            it, one more or fewer than another rank where they do not divide evenly.
         shard_rows: See `shuffled_rows`.
         available: (N, views) bool, which stored views each row has, at least one; None: all.
     """
@@ -93,14 +94,16 @@ class BatchOrder:
                 )
             if not self.available.any(axis=1).all():
                 raise ValueError("every row must have at least one available view")
-        for divisor, name in (
-            (self.views_per_image, "views_per_image"),
-            (self.world_size, "ranks"),
-        ):
-            if self.batch_size % divisor:
-                raise ValueError(
-                    f"batch_size must be a multiple of {name} ({divisor}), got {self.batch_size}"
-                )
+        if self.batch_size % self.views_per_image:
+            raise ValueError(
+                f"batch_size must be a multiple of views_per_image ({self.views_per_image}), "
+                f"got {self.batch_size}"
+            )
+        if self.images_per_batch < self.world_size:
+            raise ValueError(
+                f"a batch must have an image for each of {self.world_size} ranks, "
+                f"got {self.images_per_batch}"
+            )
 
     @property
     def images_per_batch(self) -> int:
@@ -116,9 +119,10 @@ class BatchOrder:
         """Yield (rows, views), each (batch,) int64, from a step of an epoch on."""
         order = shuffled_rows(self.rows, seed=self.seed, epoch=epoch, shard_rows=self.shard_rows)
         size = self.images_per_batch
+        mine = slice(*(size * (self.rank + end) // self.world_size for end in (0, 1)))
         for step in range(first_step, self.steps_per_epoch):
             rows = order[step * size : (step + 1) * size]
-            yield self._with_views(rows[self.rank :: self.world_size], epoch)
+            yield self._with_views(rows[mine], epoch)
 
     def _with_views(self, rows: Rows, epoch: int) -> tuple[Rows, Rows]:
         if self.fresh_views:

@@ -3,13 +3,19 @@
 In: a map-style data set whose items are whole batches, and the torch DataLoader over the batch
 order from any step on. Left out: the order itself (epoch_order.py), pixels (view_reader.py) and
 targets (objectives). torch's DataLoader keeps the order whatever the number of workers; workers
-start by forkserver, since a fork after threads may hang, and each opens its own stores.
+start by forkserver, since a fork after threads may hang, and each opens its own stores. They end
+with the process that they read for, however that ends.
 """
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,6 +92,29 @@ class _FromStep(Sampler[BatchIndex]):
             yield from self.order.batches(epoch, skip if epoch == first_epoch else 0)
 
 
+class _EndWithTrainer:
+    """Called in each worker as it starts: ends it when the process it works for is gone.
+
+    torch's own watch looks at the parent of a worker. That is the fork server, which itself lives
+    as long as a worker does, so after a SIGKILL both would stay for ever. Here the worker reads
+    from a pipe whose other end only the training process holds.
+    """
+
+    def __init__(self) -> None:
+        self._end, self._held = multiprocessing.Pipe(duplex=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_end": self._end}
+
+    def __call__(self, worker: int) -> None:
+        threading.Thread(target=self._wait, daemon=True).start()
+
+    def _wait(self) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            self._end.recv_bytes()
+        os._exit(1)
+
+
 def batch_loader(
     dataset: Dataset[Batch],
     order: BatchOrder,
@@ -103,6 +132,7 @@ def batch_loader(
         num_workers=num_workers,
         multiprocessing_context="forkserver" if num_workers else None,
         prefetch_factor=4 if num_workers else None,
+        worker_init_fn=_EndWithTrainer() if num_workers else None,
         pin_memory=pin_memory,
         # Its own generator: otherwise starting a loader draws from the global one, and a resumed
         # run would go on with other dropout masks.

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from pipeline.config import HardLabels
 from pipeline.objectives.base import LabelContext, Objective, StudentOutput, TargetBatch
-from pipeline.objectives.targets import required_labels
+from pipeline.objectives.targets import batch_mean, required_labels
 
 _UNLABELLED = -1
 
@@ -48,11 +48,11 @@ def hard_label_loss(
 
     weight = (labels != _UNLABELLED).to(logits.dtype)
     if targets.partner_labels is None or targets.mix_weight is None:
-        return terms(labels).sum() / weight.sum().clamp(min=1)
+        return batch_mean(terms(labels).sum(), weight.sum())
     partners, mix = targets.partner_labels, targets.mix_weight.to(logits.dtype)
     weight = mix * weight + (1 - mix) * (partners != _UNLABELLED)
     loss = mix * terms(labels) + (1 - mix) * terms(partners)
-    return loss.sum() / weight.sum().clamp(min=1)
+    return batch_mean(loss.sum(), weight.sum())
 
 
 class HardLabelObjective(Objective):

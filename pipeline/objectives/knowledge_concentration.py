@@ -32,6 +32,7 @@ from pipeline.objectives.base import LabelContext, Objective, StudentOutput, Tar
 from pipeline.objectives.hard_labels import hard_label_loss
 from pipeline.objectives.targets import (
     Supports,
+    batch_mean,
     labelled_mean,
     required_labels,
     required_soft_labels,
@@ -96,4 +97,4 @@ def _hard_sigmoid_loss(logits: Tensor, targets: TargetBatch, objective: str) -> 
         agreed = mix * agreed + (1 - mix) * own_logit(targets.partner_labels)
     labelled = labels >= 0
     loss = (functional.softplus(logits).sum(dim=1) - agreed) * labelled
-    return loss.sum() / labelled.sum().clamp(min=1)
+    return batch_mean(loss.sum(), labelled.sum())

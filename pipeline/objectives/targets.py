@@ -1,7 +1,8 @@
-"""Targets that must be there: each function returns one, or says how to get it."""
+"""Targets that must be there, each returned or with how to get it; and means over a batch."""
 
 from __future__ import annotations
 
+import torch.distributed
 from torch import Tensor
 
 from pipeline.numerics import SoftLabelBatch, SupportTable
@@ -50,7 +51,26 @@ class Supports:
         return self._table
 
 
+def batch_mean(total: Tensor, count: Tensor) -> Tensor:
+    """Return `total / count` for a batch that may be shared by several ranks.
+
+    Each rank has the sum and the count of its own rows. It gets its sum over the count of all
+    ranks, times the number of ranks: the mean of that over the ranks, which is what
+    DistributedDataParallel takes of gradients, is the mean over the whole batch, however
+    unevenly the rows that count are spread. Every rank must call it, in the same order.
+
+    Args:
+        total: () sum over the rows that count.
+        count: () their number or weight; 0 gives 0.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return total / count.clamp(min=1)
+    count = count.detach().clone()
+    torch.distributed.all_reduce(count)
+    return total * torch.distributed.get_world_size() / count.clamp(min=1)
+
+
 def labelled_mean(values: Tensor, soft: SoftLabelBatch) -> Tensor:
     """Return the mean of (B,) values over the rows that have a teacher."""
     labelled = (soft.teacher >= 0).any(dim=0)
-    return (values * labelled).sum() / labelled.sum().clamp(min=1)
+    return batch_mean((values * labelled).sum(), labelled.sum())

@@ -4,7 +4,8 @@ In: a stage over a loader with autocast, clipping, weight averaging, logging, ch
 resume at the exact step. Left out: what is trained on what (students.py, teachers). On a CPU a
 run that was killed and resumed ends with bitwise the same weights as one that was not: the
 batches are a function of the step, and the checkpoint holds everything else. That needs the same
-number of threads, since sums over threads are rounded in another order.
+number of threads, since sums over threads are rounded in another order. Several ranks (ranks.py)
+share each batch: each runs this loop, and rank 0 alone writes.
 """
 
 from __future__ import annotations
@@ -28,8 +29,17 @@ from pipeline.data.loader import Batch, batch_loader
 from pipeline.objectives.base import total_loss
 from pipeline.store.lock import writer_lock
 from pipeline.training.checkpoints import load_newest_checkpoint, save_checkpoint
+from pipeline.training.loss_terms import LossTerms
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.optimization import build_average, build_optimizer, build_schedule
+from pipeline.training.ranks import (
+    average_gradients,
+    check_same_step,
+    mean_over_ranks,
+    seed_step,
+    share_batch_statistics,
+    wait_for_all,
+)
 from pipeline.training.stage import Stage
 from storage_schemas.errors import TrainingError
 
@@ -62,15 +72,6 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    wanted = precision == "bfloat16" or (
-        precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
-    )
-    if not wanted:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
-
-
 class _Run:
     """Everything of a stage that a checkpoint must hold."""
 
@@ -81,6 +82,7 @@ class _Run:
         self.optimizer = build_optimizer(config.optimizer, (model, stage.objective))
         self.schedule: LambdaLR = build_schedule(config.schedule, self.optimizer, total_steps)
         self.average: AveragedModel | None = build_average(model, config.ema_decay)
+        self.terms = average_gradients(LossTerms(model, stage.objective, config.precision))
         self.started = time.perf_counter()
         self.seconds_before = 0.0
 
@@ -115,7 +117,8 @@ class _Run:
             self.average.load_state_dict(state["average"])
         torch.set_rng_state(state["random"].cpu())
         if "random_cuda" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([s.cpu() for s in state["random_cuda"]])
+            here = state["random_cuda"][: torch.cuda.device_count()]
+            torch.cuda.set_rng_state_all([s.cpu() for s in here])
         return int(state["step"])
 
 
@@ -142,18 +145,22 @@ def fit(
         model: Returns a `StudentOutput` for (B, channels, S, S) images; changed in place.
         stage: Objective, epochs and trained parameters.
         dataset: Batches by (rows, views).
-        order: Which batches, in which order.
+        order: Which batches, in which order; its rank and world size are those of the process
+            group, whose ranks all call `fit` alike.
         config: Optimizer, schedule, precision, cadences.
         folder: Of the run; receives `checkpoints/`, `metrics.csv` and, on a disk, `tensorboard/`.
         device: Where to train.
         num_workers: Loader processes.
-        report: Called after each step with (steps done, all steps, latest values).
+        report: Called after each step with (steps done, all steps, latest values of all ranks).
 
     Raises:
         TrainingError: If the loss is not finite, or no checkpoint can be read.
         StoreError: If another process trains in the same folder, or has taken its lock over.
     """
-    with writer_lock(folder) as check_lock:
+    # Rank 0 writes for all of them.
+    lock = writer_lock(folder) if order.rank == 0 else contextlib.nullcontext(lambda: None)
+    with lock as check_lock:
+        wait_for_all()
         return _fit_alone(
             model,
             stage,
@@ -184,6 +191,8 @@ def _fit_alone(
     model.to(device)
     stage.objective.to(device)
     _set_trainable(model, stage.trains)
+    if device.type == "cuda":
+        share_batch_statistics(model)
     torch.manual_seed(config.seed)
     run = _Run(model, stage, config, total_steps)
     if run.average is not None:
@@ -191,6 +200,7 @@ def _fit_alone(
     checkpoints = folder / "checkpoints"
     found = load_newest_checkpoint(checkpoints, map_location=device)
     first_step = run.load(found) if found is not None else 0
+    check_same_step(first_step)
     loader = batch_loader(
         dataset,
         order,
@@ -200,33 +210,38 @@ def _fit_alone(
         pin_memory=device.type == "cuda",
     )
     started = time.perf_counter()
-    images = 0
+    images_per_step = order.images_per_batch * order.views_per_image
+    writes = order.rank == 0
     step = first_step
     model.train()
     stage.objective.train()
-    with MetricsLog(folder, first_step=first_step) as log:
+    with MetricsLog(folder, first_step=first_step) if writes else contextlib.nullcontext() as log:
         values: dict[str, float] = {}
         for batch in loader:
+            seed_step(config.seed, step)
             terms = _step(run, batch, config, device)
             step += 1
-            images += len(batch.rows)
             last = step == total_steps
             if step % config.log_every_steps == 0 or last or step == first_step + 1:
-                elapsed = time.perf_counter() - started
-                values = _values(terms, run, images / elapsed)
+                images = (step - first_step) * images_per_step
+                values = _values(terms, run, images / (time.perf_counter() - started))
                 _check_finite(values, stage, step, config.log_every_steps)
-                log.write(step, {"epoch": step / order.steps_per_epoch} | values)
+                if log is not None:
+                    log.write(step, {"epoch": step / order.steps_per_epoch} | values)
             if step % config.checkpoint_every_steps == 0 and not last:
                 _check_finite(_values(terms, run, 0.0), stage, step, 1)
-                check_lock()
-                log.keep()
-                save_checkpoint(checkpoints, step, run.state(step), keep=config.keep_checkpoints)
+                if log is not None:
+                    check_lock()
+                    log.keep()
+                    save_checkpoint(
+                        checkpoints, step, run.state(step), keep=config.keep_checkpoints
+                    )
             if report is not None:
                 report(step, total_steps, values)
-        if step != first_step:
+        if log is not None and step != first_step:
             check_lock()
             log.keep()
-    if step != first_step:
+    if writes and step != first_step:
         save_checkpoint(checkpoints, step, run.state(step), keep=config.keep_checkpoints)
     final = model if run.average is None else run.average.module
     final.eval()
@@ -235,7 +250,7 @@ def _fit_alone(
         steps=total_steps,
         resumed_from=first_step,
         seconds=run.seconds,
-        images=total_steps * order.images_per_batch * order.views_per_image,
+        images=total_steps * images_per_step,
     )
 
 
@@ -244,9 +259,7 @@ def _step(
 ) -> dict[str, Tensor]:
     images = batch.images.to(device, non_blocking=True)
     targets = batch.targets.to(device, non_blocking=True)
-    with _autocast(config.precision, device):
-        output = run.model(images)
-    terms = run.objective(output, targets)
+    terms = run.terms(images, targets)
     loss = total_loss(terms)
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
@@ -261,7 +274,7 @@ def _step(
 
 
 def _values(terms: Mapping[str, Tensor], run: _Run, images_per_second: float) -> dict[str, float]:
-    values = {name: float(term) for name, term in terms.items()}
+    values = {name: float(term) for name, term in mean_over_ranks(terms).items()}
     metrics = getattr(run.model, "metrics", None)
     if metrics is not None:
         values.update(metrics())

@@ -29,7 +29,8 @@ EVALUATION_VERSION = 1
 # Raised when the page of the report changes; `report` then writes it again.
 REPORT_VERSION = 3
 
-# Cadences and memory do not change the weights.
+# Cadences and memory do not change the weights; devices change them by rounding, since the batch
+# of a step is that of all devices together.
 _NOT_IN_FINGERPRINT = {
     "name",
     "checkpoint_every_steps",
@@ -38,6 +39,7 @@ _NOT_IN_FINGERPRINT = {
     "control",
     "memory_budget_mb",
     "allow_partial",  # which labels were there is told by the stores and pairs
+    "devices",
 }
 
 

@@ -25,6 +25,7 @@ from pipeline.objectives.base import LabelContext, Objective
 from pipeline.objectives.stored_signals import StoredSignals
 from pipeline.store.published import PublishedLabels
 from pipeline.training.fit import StepReport, fit, pick_device
+from pipeline.training.ranks import rank_and_size
 from pipeline.training.runs import StudentRun, training_rows
 from pipeline.training.stage import Stage
 from pipeline.workspace import write_record
@@ -100,6 +101,8 @@ def train_student(
 ) -> dict[str, Any]:
     """Train one run to its end, from its newest checkpoint where there is one.
 
+    Where a process group is initialised, all its ranks call this alike, and rank 0 writes.
+
     Returns:
         The record written to `student.json`.
 
@@ -122,6 +125,7 @@ def train_student(
     stage.check_signals(signals.provides)
     torch.manual_seed(config.seed)
     network = build_student(config, space)
+    rank, world_size = rank_and_size()
     result = fit(
         network,
         stage,
@@ -132,6 +136,8 @@ def train_student(
             views=project.views.count,
             seed=config.seed,
             views_per_image=config.views_per_image,
+            rank=rank,
+            world_size=world_size,
             shard_rows=shard_rows,
             available=None if published.available is None else published.available.views,
         ),
@@ -141,7 +147,6 @@ def train_student(
         num_workers=project.runtime.num_workers,
         report=report,
     )
-    save_weights(result.model, run.weights)
     record: dict[str, Any] = {
         "role": run.role,
         "fingerprint": run.fingerprint,
@@ -157,5 +162,7 @@ def train_student(
         "images_per_second": round(result.images / max(result.seconds, 1e-9), 1),
         "versions": {"torch": torch.__version__},
     }
-    write_record(run.folder / "student.json", record)
+    if rank == 0:
+        save_weights(result.model, run.weights)
+        write_record(run.folder / "student.json", record)
     return record

@@ -73,16 +73,44 @@ def test_any_step_can_be_found_again(first_step):
         assert np.array_equal(views, other_views)
 
 
-def test_ranks_share_each_batch():
-    """The batches of all ranks together are the batch of one process."""
-    one = BatchOrder(rows=ROWS, batch_size=64, views=4, seed=5)
-    two = [
-        BatchOrder(rows=ROWS, batch_size=64, views=4, seed=5, rank=rank, world_size=2)
-        for rank in range(2)
-    ]
-    for whole, first, second in zip(one.batches(1), *(o.batches(1) for o in two), strict=True):
-        assert set(whole[0]) == {*first[0], *second[0]}
-        assert len(first[0]) == len(second[0]) == 32
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+@pytest.mark.parametrize(("count", "batch_size", "m"), [(1000, 64, 1), (1000, 64, 2), (7, 64, 1)])
+@pytest.mark.parametrize("shard_rows", [None, 100])
+def test_ranks_share_each_batch(world_size, count, batch_size, m, shard_rows):
+    """What all ranks take of a step, in order, is the batch of one process, in every epoch.
+
+    That holds for windows of shards, for batches that ranks do not divide, and where the rows
+    that are left over after the last whole batch differ from epoch to epoch.
+    """
+
+    def order(rank=0, world_size=1):
+        return BatchOrder(
+            rows=ROWS[:count],
+            batch_size=batch_size,
+            views=4,
+            seed=5,
+            views_per_image=m,
+            rank=rank,
+            world_size=world_size,
+            shard_rows=shard_rows,
+        )
+
+    ranks = [order(rank, world_size) for rank in range(world_size)]
+    assert {rank.steps_per_epoch for rank in ranks} == {order().steps_per_epoch}
+    for epoch in range(3):
+        for whole, *parts in zip(
+            order().batches(epoch), *(rank.batches(epoch) for rank in ranks), strict=True
+        ):
+            for both, of_ranks in zip(whole, zip(*parts, strict=True), strict=True):
+                assert np.array_equal(np.concatenate(of_ranks), both)
+            sizes = [len(rows) // m for rows, _ in parts]
+            assert 1 <= min(sizes) <= max(sizes) <= min(sizes) + 1
+
+
+def test_more_ranks_than_images_are_refused():
+    """A rank without an image is refused, with both numbers."""
+    with pytest.raises(ValueError, match="an image for each of 8 ranks, got 7"):
+        BatchOrder(rows=ROWS[:7], batch_size=64, views=4, seed=0, world_size=8)
 
 
 def test_fewer_rows_than_a_batch_still_train():
@@ -94,6 +122,6 @@ def test_fewer_rows_than_a_batch_still_train():
 
 
 def test_batch_must_divide():
-    """A batch that ranks or views per image do not divide is refused with both numbers."""
+    """A batch that views per image do not divide is refused with both numbers."""
     with pytest.raises(ValueError, match=r"views_per_image \(3\), got 64"):
         BatchOrder(rows=ROWS, batch_size=64, views=4, seed=0, views_per_image=3)
