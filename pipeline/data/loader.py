@@ -92,12 +92,12 @@ class _FromStep(Sampler[BatchIndex]):
             yield from self.order.batches(epoch, skip if epoch == first_epoch else 0)
 
 
-class _EndWithTrainer:
-    """Called in each worker as it starts: ends it when the process it works for is gone.
+class EndWithOwner:
+    """`worker_init_fn` of every loader: ends a worker when the process it works for is gone.
 
     torch's own watch looks at the parent of a worker. That is the fork server, which itself lives
     as long as a worker does, so after a SIGKILL both would stay for ever. Here the worker reads
-    from a pipe whose other end only the training process holds.
+    from a pipe whose other end only that process holds.
     """
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ def batch_loader(
         num_workers=num_workers,
         multiprocessing_context="forkserver" if num_workers else None,
         prefetch_factor=4 if num_workers else None,
-        worker_init_fn=_EndWithTrainer() if num_workers else None,
+        worker_init_fn=EndWithOwner() if num_workers else None,
         pin_memory=pin_memory,
         # Its own generator: otherwise starting a loader draws from the global one, and a resumed
         # run would go on with other dropout masks.

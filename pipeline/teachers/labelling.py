@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.compress.cost import cost
 from pipeline.config import Project
 from pipeline.data import open_source
+from pipeline.data.loader import EndWithOwner
 from pipeline.data.routing import mix_pools, routed_rows, split_recipe
 from pipeline.data.view_reader import ViewReader
 from pipeline.models.builders import build_classifier, probe
@@ -262,6 +263,7 @@ def row_batches(
         sampler=batches,
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,
+        worker_init_fn=EndWithOwner() if workers else None,
         pin_memory=device.type == "cuda",
     )
 

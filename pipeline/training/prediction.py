@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.config import ObjectiveConfig, Project, StudentConfig
 from pipeline.data import open_source
 from pipeline.data.decoding import decode_image
+from pipeline.data.loader import EndWithOwner
 from pipeline.data.view_reader import ViewReader
 from pipeline.data.views import render
 from pipeline.models.student import Student, build_student
@@ -114,6 +115,7 @@ def predict_rows(
         sampler=batches,
         num_workers=project.runtime.num_workers,
         multiprocessing_context="forkserver" if project.runtime.num_workers else None,
+        worker_init_fn=EndWithOwner() if project.runtime.num_workers else None,
     )
     logits = []
     with torch.inference_mode():
