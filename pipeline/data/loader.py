@@ -107,6 +107,7 @@ class EndWithOwner:
         return {"_end": self._end}
 
     def __call__(self, worker: int) -> None:
+        """Start waiting for the end of the owner."""
         threading.Thread(target=self._wait, daemon=True).start()
 
     def _wait(self) -> None:
