@@ -111,7 +111,7 @@ def _document(path: Path, name: str = "") -> dict[str, Any]:
     try:
         return read_document(path, name)
     except (FileNotFoundError, NotADirectoryError) as error:
-        if not name:
+        if not name and not (is_local(path) and path.is_dir()):
             raise StoreError(
                 f"no soft-label store at {path}; run `concentrate label` first"
             ) from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import json
 import os
 import shutil
 import subprocess
@@ -19,7 +18,13 @@ from numcodecs import blosc, zstd
 from zarr.codecs import GzipCodec
 
 from pipeline.store import SoftLabelStore, open_soft_labels, verify_store
-from pipeline.store.layout import array_digest, read_document, shard_file
+from pipeline.store.layout import (
+    array_digest,
+    document_file,
+    read_document,
+    replace_document,
+    shard_file,
+)
 from pipeline.store.shard_index import ShardForm, shard_problem
 from storage_schemas.errors import CorruptLabelError, SchemaMismatchError
 from storage_schemas.label_space import canonical_digest
@@ -155,12 +160,12 @@ def _rewrite(store: SoftLabelStore, name: str, change: Any) -> None:
     """Change an array's metadata and sign it, as its writer would."""
     document = read_document(store.path, name)
     change(document)
-    (store.path / name / "zarr.json").write_text(json.dumps(document))
+    replace_document(document_file(store.path, name), document)
     group = read_document(store.path)
     group["attributes"]["arrays"][name] = array_digest(document)
     said = {key: group["attributes"][key] for key in ("soft_labels", "arrays")}
     group["attributes"]["digest"] = canonical_digest(said)
-    (store.path / "zarr.json").write_text(json.dumps(group))
+    replace_document(document_file(store.path), group)
 
 
 def test_a_store_of_another_core_codec_is_read(full_store: SoftLabelStore) -> None:
@@ -216,7 +221,7 @@ def test_a_shard_must_be_a_regular_file(full_store: SoftLabelStore) -> None:
     file.unlink()
     os.mkfifo(file)
     assert verify_store(full_store, "full") == [
-        "ids, view 0, shard 1: committed, but is not a regular file"
+        f"{full_store.path}: array ids, view 0, shard 1: committed, but is not a regular file"
     ]
     with pytest.raises(CorruptLabelError, match="not a regular file"):
         full_store.read_shard(0, 1)

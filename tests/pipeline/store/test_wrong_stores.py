@@ -133,9 +133,9 @@ def test_several_wrong_things_are_listed_at_once(root, tiny_project):
     problems = refused(root)
     named = [problem.removeprefix("tools: ").partition(" must be ")[0] for problem in problems]
     assert named == [
-        "k",
         "temperatures",
         "precision",
+        "k",
         "class 0",
         "recipe.flip",
         "teacher.routing",

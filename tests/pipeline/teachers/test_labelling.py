@@ -109,7 +109,7 @@ def label_all(root, *, overrides=(), limit=None):
         def run(store, work, spec=spec):
             return label_shards(project, spec, manifest, store, work[:limit])
 
-        done = label_and_publish(project, spec, space, manifest, run)
+        done = label_and_publish(project, spec, space, manifest, run, measure=lambda: None)
         written += sum(counts.labels for counts in done.values())
     return project, update, written
 
