@@ -21,7 +21,7 @@ import google_crc32c
 import numpy as np
 import pyarrow as pa
 
-from pipeline.locations import bucket_of, is_local
+from pipeline.locations import bucket_of, is_local, read_whole
 
 _ENTRY_BYTES = 16  # offset and size, uint64 each
 _CRC_BYTES = 4
@@ -58,39 +58,66 @@ def shard_form(document: dict[str, Any], itemsize: int) -> ShardForm:
     )
 
 
-def shard_problem(path: Path, form: ShardForm) -> str | None:
+def shard_problem(path: Path, form: ShardForm, *, heads: bool = True) -> str | None:
     """Return what is wrong with the structure of a shard file, or None.
 
+    Args:
+        path: The file. An object of a bucket is read once, whole, or its index alone.
+        form: What it must look like.
+        heads: Look at the head of each chunk too, which must be done before a chunk is decoded.
+
     Raises:
-        OSError: If the file cannot be read.
+        OSError: If the file cannot be read (see `pipeline.locations.storage_errors`).
     """
+    if not is_local(path):
+        return _object_problem(path, form, heads)
     if not path.is_file():  # a pipe or a device could keep the reader for ever
         return "is not a regular file" if path.exists() else "the file is not there"
     size = path.stat().st_size
-    with _opened(path) as file:
-        return _problem(file, size, form)
+    problem = _size_problem(size, form)
+    if problem is not None:
+        return problem
+    with path.open("rb") as file:
+        file.seek(size - _index_bytes(form))
+        return _problem(file.read(), file if heads else None, size, form)
 
 
-def _opened(path: Path) -> BinaryIO:
-    """Open a shard for a few short reads; in a bucket each of them is one request for its bytes."""
-    if is_local(path):
-        return path.open("rb")
-    return cast(BinaryIO, bucket_of(path).open(cast(Any, path).path, "rb", cache_type="none"))
+def _object_problem(path: Path, form: ShardForm, heads: bool) -> str | None:
+    bucket, key = bucket_of(path), cast(Any, path).path
+    try:
+        size = int(bucket.info(key)["size"])
+        problem = _size_problem(size, form)
+        if problem is not None:
+            return problem
+        start = size - _index_bytes(form)
+        if not heads:
+            return _problem(bucket.cat_file(key, start=start), None, size, form)
+        content = read_whole(path)
+    except FileNotFoundError:
+        return "the file is not there"
+    return _problem(content[start:], io.BytesIO(content), size, form)
 
 
-def _problem(file: BinaryIO, size: int, form: ShardForm) -> str | None:
-    index_bytes = form.chunks * _ENTRY_BYTES
-    data_bytes = size - index_bytes - _CRC_BYTES
-    if data_bytes < 0:
-        return f"is cut short: {size} bytes, and its index alone takes {index_bytes + _CRC_BYTES}"
+def _index_bytes(form: ShardForm) -> int:
+    return form.chunks * _ENTRY_BYTES + _CRC_BYTES
+
+
+def _size_problem(size: int, form: ShardForm) -> str | None:
+    index = _index_bytes(form)
+    if size < index:
+        return f"is cut short: {size} bytes, and its index alone takes {index}"
     largest = 2 * form.chunks * (form.chunk_bytes + 1024)  # no codec doubles what it compresses
-    if data_bytes > largest:
-        return f"must be at most {largest + index_bytes + _CRC_BYTES} bytes, got {size}"
-    file.seek(data_bytes)
-    index = file.read(index_bytes)
-    crc = int.from_bytes(file.read(_CRC_BYTES), "little")
+    if size - index > largest:
+        return f"must be at most {largest + index} bytes, got {size}"
+    return None
+
+
+def _problem(tail: bytes, file: BinaryIO | None, size: int, form: ShardForm) -> str | None:
+    """Return what is wrong with the index, and with the chunks that it names in the file."""
+    index, crc = tail[:-_CRC_BYTES], int.from_bytes(tail[-_CRC_BYTES:], "little")
     if google_crc32c.value(index) != crc:
         return f"its index does not fit its checksum: cut short or overwritten ({size} bytes)"
+    data_bytes = size - len(tail)
     for offset, length in np.frombuffer(index, "<u8").reshape(-1, 2).tolist():
         if offset == length == _EMPTY:
             continue
@@ -99,7 +126,7 @@ def _problem(file: BinaryIO, size: int, form: ShardForm) -> str | None:
                 f"its index names bytes {offset} to {offset + length}, and its data end at "
                 f"{data_bytes}"
             )
-        problem = _chunk_problem(file, offset, length, form)
+        problem = None if file is None else _chunk_problem(file, offset, length, form)
         if problem is not None:
             return f"chunk at byte {offset}: {problem}"
     return None

@@ -21,6 +21,7 @@ import zarr
 from pipeline.durable_files import not_written
 from pipeline.locations import is_local, read_whole, remove, storage_errors
 from pipeline.store.commit import shard_crc, sync
+from pipeline.store.labelled_rows import label_problems
 from pipeline.store.layout import ARRAYS, array_place, array_shape, read_document, shard_file
 from pipeline.store.lock import share_reader_lock
 from pipeline.store.shard_bytes import decode_shard_bytes, is_plain
@@ -75,13 +76,16 @@ class ShardFiles:
                 ) from error
         return self._arrays[name]
 
-    def structure_problem(self, name: str, view: int, shard: int) -> str | None:
-        """Return what is wrong with a shard file as a file, without decoding it."""
+    def structure_problem(
+        self, name: str, view: int, shard: int, *, heads: bool = True
+    ) -> str | None:
+        """Return what is wrong with a shard file as a file (see `shard_index.shard_problem`)."""
         if name not in self._forms:
             types = {"ids": self.schema.ids_dtype, "gaps": self.schema.gaps_dtype}
             document = read_document(self.path, name)
             self._forms[name] = shard_form(document, types[name].itemsize)
-        return shard_problem(shard_file(self.path, name, view, shard), self._forms[name])
+        file = shard_file(self.path, name, view, shard)
+        return shard_problem(file, self._forms[name], heads=heads)
 
     def _check_place(self, view: int, shard: int) -> None:
         if not (0 <= view < self.schema.num_views and 0 <= shard < self.schema.num_shards):
@@ -286,43 +290,3 @@ class ShardFiles:
             raise self._unreadable(where, error) from error
         except DECODING_ERRORS as error:
             raise self._corrupt(name, view, shard, str(error)) from error
-
-
-def label_problems(
-    schema: SoftLabelSchema, ids: Array, gaps: Array
-) -> tuple[npt.NDArray[np.bool_], list[str]]:
-    """Return which rows are labelled, (rows,) bool, and what is wrong with the values."""
-    absent = ids == schema.ids_fill
-    labelled = ~absent[:, 0]
-    in_part = absent != absent[:, :1] if schema.selection == "top_k" else _holes(absent)
-    problems = []
-    if in_part.any() or ((gaps == schema.gaps_fill) != _absent_columns(schema, absent)).any():
-        problems.append("a row is labelled in part")
-    if ((ids >= schema.num_classes) & ~absent).any():
-        problems.append(f"an id is not below {schema.num_classes}")
-    ranked = np.sort(ids[labelled], axis=1)
-    if ((ranked[:, 1:] == ranked[:, :-1]) & (ranked[:, 1:] != schema.ids_fill)).any():
-        problems.append("an id appears twice in a row")
-    if schema.selection == "sampled":
-        counts = np.where(absent, 0, gaps)[labelled].astype(np.int64)
-        falling = (counts[:, 1:] <= counts[:, :-1]).all()
-        positive = ((counts > 0) | absent[labelled]).all()
-        if not (falling and positive and (counts.sum(axis=1) == schema.k).all()):
-            problems.append(f"the counts of a row are not those of {schema.k} draws")
-    return labelled, problems
-
-
-def _holes(absent: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Return (rows, K - 1) where a rank is there though the one before it is not."""
-    return absent[:, :-1] & ~absent[:, 1:]
-
-
-def _absent_columns(
-    schema: SoftLabelSchema, absent: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.bool_]:
-    """Return (rows, columns) which values of `gaps` are fill, given which ranks are absent."""
-    if schema.selection == "sampled":
-        return absent
-    # Column j - 1 is the gap to rank j; the columns after the gaps are there with rank 0.
-    others = schema.columns - (schema.k - 1)
-    return np.concatenate([absent[:, 1:], np.repeat(absent[:, :1], others, axis=1)], axis=1)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.durable_files import not_written
-from pipeline.locations import storage_errors
+from pipeline.locations import is_local, storage_errors
 from pipeline.store.layout import (
     ARRAYS,
     array_shape,
@@ -187,12 +187,12 @@ class SoftLabelStore:
     def structure_problem(self, name: str, view: int, shard: int) -> str | None:
         """Return what is wrong with the file of a committed shard of `ids` or `gaps`, or None.
 
-        Reads the index and the heads of the chunks only: finds truncation, not flipped bits.
+        Reads the index, and on a disk the heads of the chunks: finds truncation, not flipped bits.
 
         Raises:
             OSError: If the file cannot be read.
         """
-        return self._files.structure_problem(name, view, shard)
+        return self._files.structure_problem(name, view, shard, heads=is_local(self.path))
 
     def read_shard_ids(self, view: int, shard: int, crc: int) -> Array:
         """Read the ids of one shard alone, (rows, K).

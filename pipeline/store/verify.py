@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from pipeline.locations import read_whole
+from pipeline.store.labelled_rows import label_problems
 from pipeline.store.layout import (
     ARRAYS,
     array_shape,
@@ -24,7 +25,6 @@ from pipeline.store.layout import (
 )
 from pipeline.store.opening import open_soft_labels
 from pipeline.store.row_reader import Rows
-from pipeline.store.shards import label_problems
 from pipeline.store.soft_label_store import SoftLabelStore
 from storage_schemas.errors import ConcentrateError
 

@@ -15,7 +15,7 @@ from pipeline.store import (
     open_soft_labels,
     verify_store,
 )
-from pipeline.store.shards import label_problems
+from pipeline.store.labelled_rows import label_problems
 from storage_schemas.errors import SchemaMismatchError
 from storage_schemas.soft_labels import SoftLabelSchema, decode, encode, encode_counts
 
