@@ -12,8 +12,11 @@ from prefect import flow
 
 from flows.evaluate_student import evaluate_student, report_student
 from flows.label_teachers import label_teacher
+from flows.outcomes import HOOKS
+from flows.parameters import ConfigPath, Overrides, TeacherName, named
 from flows.progress import say
 from flows.project import Loaded, load
+from flows.selection import Stage, select_stages
 from flows.train_specialists import train_specialists, untrained
 from flows.train_student import train_student
 from flows.verify_stores import verify_stores
@@ -23,40 +26,63 @@ from pipeline.teachers.spec import resolve_teachers
 from storage_schemas.manifest import TRAIN
 
 
-@flow(name="concentrate", log_prints=False)
-def concentrate(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
-    """Run everything that is missing or stale: specialists, labels, student, report.
+@flow(name="concentrate", flow_run_name=named("run"), log_prints=False, **HOOKS)
+def concentrate(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    only: Stage | None = None,
+    from_stage: Stage | None = None,
+    teacher: TeacherName = None,
+    again: bool = False,
+) -> dict[str, Any]:
+    """Run what is missing or stale: specialists, labels, student, report.
 
     Args:
         config: Path of the project file.
         overrides: `key.path=value` settings that replace those of the file.
+        only: This stage alone.
+        from_stage: This stage and all after it.
+        teacher: Train, label and check only this one; the student waits for all.
+        again: Train, evaluate and report again although that is done.
 
     Returns:
-        What was done: counts by stage, the evaluation, the path of the report.
+        What was done: counts by stage, the evaluation, the path of the report; null for a stage
+        that was not asked for.
     """
     overrides = overrides or []
+    stages = select_stages(only, from_stage, teacher, again)
     loaded = load(config, overrides)
-    done: dict[str, Any] = {"specialists": 0, "labels": 0, "runs": 0}
-    if untrained(loaded):
-        done["specialists"] = len(train_specialists(config, overrides))
-    specs = resolve_teachers(loaded.project, loaded.space, loaded.manifest)
-    for spec in specs:
-        if plan_labels(loaded.project, spec, loaded.space, loaded.manifest):
-            groups = label_teacher(spec.name, config, overrides)
-            done["labels"] += sum(group["labels"] for group in groups)
-    verify_stores(config, overrides)
-    done["runs"] = len(train_student(config, overrides))
-    evaluation = evaluate_student(config, overrides)
-    report = report_student(config, overrides)
+    if teacher is not None:
+        loaded.project.teacher(teacher)
+    result: dict[str, Any] = {"evaluation": None, "report": None}
+    done = {"specialists": 0, "labels": 0, "runs": 0}
+    if "specialists" in stages and untrained(loaded, teacher):
+        done["specialists"] = len(train_specialists(config, overrides, teacher))
+    if "label" in stages:
+        done["labels"] = _label(loaded, config, overrides, teacher)
+    if "verify" in stages:
+        verify_stores(config, overrides, teacher)
+    if "train" in stages:
+        done["runs"] = len(train_student(config, overrides, again))
+    if "evaluate" in stages:
+        result["evaluation"] = evaluate_student(config, overrides, again)
+    if "report" in stages:
+        result["report"] = report_student(config, overrides, again)
     if not any(done.values()):
         say("  everything is up to date")
-    return {
-        "done": done,
-        "quarantined": loaded.quarantined,
-        "stores": stored_bytes(loaded),
-        "evaluation": evaluation,
-        "report": report,
-    }
+    stores = stored_bytes(loaded) if result["evaluation"] else None
+    return {"done": done, "quarantined": loaded.quarantined, "stores": stores, **result}
+
+
+def _label(loaded: Loaded, config: str, overrides: list[str], teacher: str | None) -> int:
+    """Label what is missing, without a subflow for a teacher that has nothing to do."""
+    labels = 0
+    for spec in resolve_teachers(loaded.project, loaded.space, loaded.manifest):
+        if teacher in (None, spec.name) and plan_labels(
+            loaded.project, spec, loaded.space, loaded.manifest
+        ):
+            labels += sum(group["labels"] for group in label_teacher(spec.name, config, overrides))
+    return labels
 
 
 def stored_bytes(loaded: Loaded) -> dict[str, float]:

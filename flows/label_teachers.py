@@ -7,20 +7,28 @@ records: no result is cached (DESIGN invariant 3).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow, tags, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
+from flows.artifacts import artifact_key, progress_artifact
+from flows.events import LABELS_PUBLISHED, announce
+from flows.gpu import gpu_slot
+from flows.outcomes import HOOKS, RETRIES
+from flows.parameters import ConfigPath, Overrides, TeacherName, named
 from flows.progress import bar
 from flows.project import Loaded, load, reload
+from pipeline.config.base import Name
 from pipeline.plan import plan_labels
 from pipeline.store.lock import writer_lock
 from pipeline.store.published import SPLIT_NAMES, publish
 from pipeline.teachers.spec import TeacherSpec, resolve_teacher, resolve_teachers
 from pipeline.teachers.stores import (
+    ShardWork,
     label_bytes,
     missing_work,
     open_or_create,
@@ -29,17 +37,20 @@ from pipeline.teachers.stores import (
     work_groups,
 )
 from pipeline.workspace import Workspace
-from storage_schemas.errors import StoreError
 from storage_schemas.manifest import TEST, TRAIN
 
 LABELS_PER_TASK = 1 << 18
 
 
-def _is_io_error(task: Any, task_run: Any, state: Any) -> bool:
-    """Retry what may pass by itself: a disk or network that failed; never the user's errors."""
-    error = state.result(raise_on_failure=False)
-    stored = isinstance(error, StoreError) and isinstance(error.__cause__, OSError)
-    return isinstance(error, OSError) or stored
+def part_name(work: Sequence[ShardWork]) -> str:
+    """Return which views and shards a task writes, as part of its name: `v0-v3/s0-s11`."""
+    views = sorted({view for item in work for view in item.views})
+    shards = [item.shard for item in work]
+    return f"{_span('v', views[0], views[-1])}/{_span('s', shards[0], shards[-1])}"
+
+
+def _span(letter: str, first: int, last: int) -> str:
+    return f"{letter}{first}" if first == last else f"{letter}{first}-{letter}{last}"
 
 
 def _resolve(loaded: Loaded, teacher: str) -> TeacherSpec:
@@ -48,16 +59,15 @@ def _resolve(loaded: Loaded, teacher: str) -> TeacherSpec:
 
 
 @task(
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=[1, 10],
-    retry_condition_fn=_is_io_error,
-    task_run_name="label/{teacher}/{split}/{group}",
+    cache_policy=NO_CACHE, task_run_name="label/{teacher}/{split}/{part}", tags=["label"], **RETRIES
 )
 def label_group(
-    teacher: str, split: str, group: int, config: str, overrides: list[str]
+    teacher: str, split: str, part: str, config: str, overrides: list[str]
 ) -> dict[str, Any]:
-    """Label the first group of shards that is still missing, and commit each of them."""
+    """Label the first group of shards that is still missing, and commit each of them.
+
+    A retry looks anew at what is missing, so it repeats no shard; `part` only names the run.
+    """
     from pipeline.teachers.labelling import label_shards
 
     loaded = reload(config, overrides)
@@ -67,12 +77,13 @@ def label_group(
     store = open_or_create(project, schema, loaded.space)
     work = work_groups(missing_work(project, schema, spec, manifest), LABELS_PER_TASK)[0]
     total = sum(item.labels for item in work)
-    with bar(f"labels {teacher}/{split}", total) as line:
+    follow = progress_artifact(f"labels of {teacher}, {split}: {part}", "labelling", teacher, split)
+    with gpu_slot(project), bar(f"labels {teacher}/{split}", total, follow) as line:
         counts = label_shards(project, spec, manifest, store, work, report=line.advance)
     return {
         "teacher": teacher,
         "split": split,
-        "group": group,
+        "part": part,
         "shards": counts.shards,
         "labels": counts.labels,
         "seconds": round(counts.seconds, 3),
@@ -80,9 +91,9 @@ def label_group(
     }
 
 
-@flow(name="label-teacher", flow_run_name="label/{teacher}", log_prints=False)
+@flow(name="label-teacher", flow_run_name="label/{teacher}", log_prints=False, **HOOKS)
 def label_teacher(
-    teacher: str, config: str, overrides: list[str] | None = None
+    teacher: Name, config: ConfigPath, overrides: Overrides = None
 ) -> list[dict[str, Any]]:
     """Label what is missing of one teacher and publish its stores.
 
@@ -108,10 +119,11 @@ def label_teacher(
         for split, schema in schemas.items():
             store = open_or_create(project, schema, loaded.space)
             work = missing_work(project, schema, spec, manifest)
-            new = [
-                label_group(teacher, SPLIT_NAMES[split], group, config, overrides)
-                for group in range(len(work_groups(work, LABELS_PER_TASK)))
-            ]
+            with tags(teacher):
+                new = [
+                    label_group(teacher, SPLIT_NAMES[split], part_name(group), config, overrides)
+                    for group in work_groups(work, LABELS_PER_TASK)
+                ]
             done += new
             labels = int(store.commits[:, :, 0].sum())
             stored.append(
@@ -125,17 +137,15 @@ def label_teacher(
             )
     fingerprints = {SPLIT_NAMES[split]: schema.fingerprint for split, schema in schemas.items()}
     publish(Workspace(project.workspace), teacher, fingerprints, teacher_cost(spec))
-    create_table_artifact(
-        stored, key=f"labels-{teacher.lower().replace('_', '-').replace('.', '-')}"
-    )
+    create_table_artifact(stored, key=artifact_key("labels", teacher))
     return done
 
 
-@flow(name="label-teachers", log_prints=False)
+@flow(name="label-teachers", flow_run_name=named("label"), log_prints=False, **HOOKS)
 def label_teachers(
-    config: str, overrides: list[str] | None = None, teacher: str | None = None
+    config: ConfigPath, overrides: Overrides = None, teacher: TeacherName = None
 ) -> list[dict[str, Any]]:
-    """Label what is missing of every teacher, or of one.
+    """Label what is missing of every teacher, or of one, and announce each that is complete.
 
     Args:
         config: Path of the project file.
@@ -149,8 +159,12 @@ def label_teachers(
     specs = resolve_teachers(loaded.project, loaded.space, loaded.manifest)
     done = []
     for spec in specs:
-        if teacher in (None, spec.name) and plan_labels(
-            loaded.project, spec, loaded.space, loaded.manifest
-        ):
-            done += label_teacher(spec.name, config, overrides)
+        if teacher not in (None, spec.name):
+            continue
+        groups = []
+        if plan_labels(loaded.project, spec, loaded.space, loaded.manifest):
+            groups = label_teacher(spec.name, config, overrides)
+        labels = sum(group["labels"] for group in groups)
+        announce(LABELS_PUBLISHED, config, teacher=spec.name, labels=labels)
+        done += groups
     return done

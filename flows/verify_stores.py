@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from prefect import flow, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
+from flows.outcomes import HOOKS, RETRIES
+from flows.parameters import ConfigPath, Depth, Overrides, TeacherName, named
 from flows.progress import bar
 from flows.project import load
 from pipeline.store import open_soft_labels, take_out_of_use, verify_store
@@ -18,10 +20,8 @@ from storage_schemas.errors import CheckFailedError, ConcentrateError
 from storage_schemas.manifest import TEST, TRAIN
 
 
-@task(cache_policy=NO_CACHE, task_run_name="verify/{teacher}/{split}")
-def verify_one(
-    teacher: str, split: str, path: str | None, depth: Literal["quick", "full"]
-) -> dict[str, Any]:
+@task(cache_policy=NO_CACHE, task_run_name="verify/{teacher}/{split}", tags=["verify"], **RETRIES)
+def verify_one(teacher: str, split: str, path: str | None, depth: Depth) -> dict[str, Any]:
     """Check one store; returns its problems instead of raising, so that all are checked.
 
     Damaged shards are taken out of use, so that `concentrate label` writes exactly them again.
@@ -43,12 +43,12 @@ def verify_one(
     return found
 
 
-@flow(name="verify-stores", log_prints=False)
+@flow(name="verify-stores", flow_run_name=named("verify"), log_prints=False, **HOOKS)
 def verify_stores(
-    config: str,
-    overrides: list[str] | None = None,
-    teacher: str | None = None,
-    depth: Literal["quick", "full"] = "quick",
+    config: ConfigPath,
+    overrides: Overrides = None,
+    teacher: TeacherName = None,
+    depth: Depth = "quick",
 ) -> list[dict[str, Any]]:
     """Check the published stores of a project.
 

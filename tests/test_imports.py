@@ -31,6 +31,8 @@ MAY_IMPORT = {
         "typer",
         "rich",
         "psutil",
+        "pydantic",
+        "yaml",
     },
 }
 

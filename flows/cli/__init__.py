@@ -12,7 +12,7 @@ from types import FrameType
 
 import typer
 
-from flows.cli import stages, stores, students
+from flows.cli import services, stages, stores, students
 
 app = typer.Typer(
     name="concentrate",
@@ -32,6 +32,8 @@ for _verb, _example in (
     (stages.train, "concentrate train project.yaml"),
     (stages.evaluate, "concentrate evaluate project.yaml --json"),
     (stages.report, "concentrate report project.yaml"),
+    (services.deploy, "concentrate deploy project.yaml --nightly '0 2 * * *'"),
+    (services.serve, "concentrate serve project.yaml"),
     (stores.inspect, "concentrate inspect STORE"),
     (students.predict, "concentrate predict STUDENT IMAGE"),
     (students.init, "concentrate init pets --images IMAGES"),
