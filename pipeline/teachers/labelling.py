@@ -104,12 +104,12 @@ def load_teacher(spec: TeacherSpec, device: torch.device) -> nn.Module:
 
 
 def checked_logits(
-    output: object, spec: TeacherSpec, rows: npt.NDArray[np.int64], view: int
+    output: object, spec: TeacherSpec, rows: npt.NDArray[np.int64], view: int, shard: int
 ) -> Tensor:
     """Return a teacher's (B, C_t) float32 logits.
 
     Raises:
-        TeacherOutputError: If they are not a finite (B, C_t) tensor; names teacher, row and view.
+        TeacherOutputError: If they are not a finite (B, C_t) tensor; names teacher, row, view, shard.
     """
     expected = (len(rows), len(spec.label_map))
     if not isinstance(output, Tensor) or tuple(output.shape) != expected:
@@ -125,8 +125,8 @@ def checked_logits(
         bad = int(torch.nonzero(~finite)[0, 0])
         value = logits[bad][~torch.isfinite(logits[bad])][0].item()
         raise TeacherOutputError(
-            f"teacher {spec.name!r} returned {value} for row {int(rows[bad])}, view {view}; "
-            "nothing of this shard was written. Check its weights and normalisation"
+            f"teacher {spec.name!r} returned {value} for row {int(rows[bad])}, view {view}, "
+            f"shard {shard}; nothing of this shard was written. Check its weights and normalisation"
         )
     return logits
 
@@ -183,7 +183,7 @@ def label_shards(
                 for position, view in enumerate(item.views):
                     with torch.inference_mode():
                         output = teacher(images[position].to(device, non_blocking=True))
-                        logits = checked_logits(output, spec, batch, view)
+                        logits = checked_logits(output, spec, batch, view, item.shard)
                         coded = _coded(store.schema, logits)
                     ids[position, places], gaps[position, places] = coded
                     if report is not None:
