@@ -19,8 +19,8 @@ from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.deployments.runner import RunnerDeployment
 from prefect.events import DeploymentTriggerTypes
 from prefect.exceptions import ObjectNotFound
-from prefect.types.entrypoint import EntrypointType
 from prefect.schedules import Cron
+from prefect.types.entrypoint import EntrypointType
 from pydantic import TypeAdapter
 
 from flows.deployments import CONCURRENCY, StageDeployment

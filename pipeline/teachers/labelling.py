@@ -109,7 +109,8 @@ def checked_logits(
     """Return a teacher's (B, C_t) float32 logits.
 
     Raises:
-        TeacherOutputError: If they are not a finite (B, C_t) tensor; names teacher, row, view, shard.
+        TeacherOutputError: If they are not a finite (B, C_t) tensor; names teacher, row, view
+            and shard.
     """
     expected = (len(rows), len(spec.label_map))
     if not isinstance(output, Tensor) or tuple(output.shape) != expected:

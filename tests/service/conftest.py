@@ -47,15 +47,13 @@ runtime: {device: cpu}
 """
 
 
-def write_weights(path: Path, seed: int, value: float | None = None) -> None:
-    """Write weights of a teacher with two classes; all of one value where it is given."""
+def write_weights(path: Path, seed: int) -> None:
+    """Write weights of a teacher with two classes."""
     from pipeline.models.backbones import glyph_resnet
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         state = glyph_resnet(2, in_channels=3, width=8).state_dict()
-    if value is not None:
-        state = {k: v.fill_(value) if v.is_floating_point() else v for k, v in state.items()}
     save_file(state, path)
 
 

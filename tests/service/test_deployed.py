@@ -1,4 +1,4 @@
-"""The pipeline on a schedule: a real server, a work pool, a worker, in the order of a first week."""
+"""The pipeline on a schedule: a real server, a pool, a worker, in the order of a first week."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from pipeline.store.lock import lock_path
 
@@ -53,7 +54,7 @@ def test_a_bad_parameter_is_refused_before_anything_runs(server: Any, deployed: 
         (f"label-teachers/{name}", {"overrides": ["labels.k"]}),
         (f"label-teachers/{name}", {"teacher": "../shades"}),
     ):
-        with pytest.raises(OSError, match="409|422"):
+        with pytest.raises(OSError, match=r"409|422"):
             server.start(flow, **wrong)
 
 
@@ -78,7 +79,7 @@ def test_the_student_starts_when_the_last_teacher_has_published(
 
 
 def test_runs_can_be_read_on_the_server(server: Any, deployed: Path, name: str):
-    """Runs and tasks are named by teacher, views and shards; artifacts hold rates and the report."""
+    """Runs and tasks are named by teacher, views, shards; artifacts hold rates and the report."""
     names = {run["name"] for run in server.ask("flow_runs/filter", {})}
     assert {f"label/{name}/shades", "label/shades", f"train/{name}", f"report/{name}"} <= names
     tasks = {task["name"] for task in server.ask("task_runs/filter", {})}
@@ -113,12 +114,11 @@ def test_a_failed_run_says_how_to_go_on_and_its_rerun_does_the_rest(
     config = deployed / f"{name}.yaml"
     weights = deployed / "tints.safetensors"
     sound = weights.read_bytes()
-    write = pytest.importorskip("safetensors.torch")
-    state = {
-        key: value.fill_(float("nan")) if value.is_floating_point() else value
-        for key, value in write.load_file(weights).items()
-    }
-    write.save_file(state, weights)
+    state = load_file(weights)
+    for value in state.values():
+        if value.is_floating_point():
+            value.fill_(float("nan"))
+    save_file(state, weights)
     # The published stores of the sound weights are set aside, to be made again.
     for store in (deployed / "work" / "labels" / "tints").glob("*.zarr"):
         store.rename(deployed / store.name)
@@ -129,7 +129,10 @@ def test_a_failed_run_says_how_to_go_on_and_its_rerun_does_the_rest(
         assert part in note["data"]
     weights.write_bytes(sound)
     before = make_plan(load_project(config))[0].work
-    assert {item.target for item in before if item.stage == "label"} == {"tints/train", "tints/test"}
+    assert {item.target for item in before if item.stage == "label"} == {
+        "tints/train",
+        "tints/test",
+    }
     assert server.ended(server.start(f"label-teachers/{name}")) == "COMPLETED"
     assert committed(deployed, "tints") == committed(deployed, "shades")
 
