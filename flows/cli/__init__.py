@@ -52,11 +52,16 @@ def _stop_at_once(number: int, frame: FrameType | None) -> None:
     for child in psutil.Process().children(recursive=True):
         child.terminate()
     print("\nstopped; the same command goes on from here", file=sys.stderr, flush=True)
-    os._exit(130)
+    os._exit(128 + number)
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line.
+
+    On a server that is not ours, an interrupted run is first marked cancelled (flows/outcomes.py);
+    so it is on SIGTERM, which Prefect takes while a flow runs and hands on when it has noted it.
+    """
+    signal.signal(signal.SIGTERM, _stop_at_once)
     if "PREFECT_API_URL" not in os.environ:
         signal.signal(signal.SIGINT, _stop_at_once)
     app()

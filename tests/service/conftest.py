@@ -222,3 +222,11 @@ def deployed(server: Service, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield folder
     finally:
         end(process)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project file that is not deployed."""
+    folder = tmp_path / "cats"
+    folder.mkdir()
+    return write_project(folder)
