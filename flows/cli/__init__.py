@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 
 import typer
@@ -41,7 +42,7 @@ for _verb, _example in (
     app.command(epilog=f"[bold]Example:[/bold]  {_example}")(_verb)
 
 
-def _stop_at_once(number: int, frame: FrameType | None) -> None:
+def _stop_at_once(number: int, frame: FrameType | None = None) -> None:
     """End this process and its children where they stand: all work is written to survive that.
 
     Prefect would report the interruption to its own server first, which has been interrupted too,
@@ -55,13 +56,29 @@ def _stop_at_once(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
+def _watch_signals() -> None:
+    """Take SIGINT and SIGTERM also while Prefect has a handler of its own for them."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while True:
+            number = os.read(reader, 1)[0]
+            if number in (signal.SIGINT, signal.SIGTERM):
+                _stop_at_once(number)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def main() -> None:
     """Run the command line.
 
-    On a server that is not ours, an interrupted run is first marked cancelled (flows/outcomes.py);
-    so it is on SIGTERM, which Prefect takes while a flow runs and hands on when it has noted it.
+    A signal ends it at once. On a server that is not ours, the interrupted run is marked cancelled
+    first (flows/outcomes.py), and Prefect hands SIGTERM on when that is done.
     """
     signal.signal(signal.SIGTERM, _stop_at_once)
     if "PREFECT_API_URL" not in os.environ:
         signal.signal(signal.SIGINT, _stop_at_once)
+        _watch_signals()
     app()

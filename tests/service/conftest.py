@@ -225,8 +225,6 @@ def deployed(server: Service, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A project file that is not deployed."""
-    folder = tmp_path / "cats"
-    folder.mkdir()
-    return write_project(folder)
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project file that is not deployed, under a name of its own."""
+    return write_project(tmp_path_factory.mktemp("cats"))
