@@ -121,6 +121,7 @@ def _runner_deployment(item: StageDeployment) -> RunnerDeployment:
         triggers=[_TRIGGER.validate_python(trigger) for trigger in item.triggers],
         concurrency_limit=ConcurrencyLimitConfig.model_validate(CONCURRENCY),
         entrypoint_type=EntrypointType.MODULE_PATH,
+        paused=False,  # as `serve` leaves them when it ends
     )
     assert isinstance(found, RunnerDeployment)  # a coroutine where there is an event loop
     return found

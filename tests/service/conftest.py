@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -80,12 +81,22 @@ class Service:
     environment: dict[str, str]
 
     def ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Return the JSON answer of the server: POST with a body, GET without."""
+        """Return the JSON answer of the server: POST with a body, GET without.
+
+        It answers 503 while another process writes its SQLite file; its own clients ask again too.
+        """
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{self.url}/{path}", data, headers)
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return json.loads(answer.read() or "null")
+        for attempt in range(6):
+            try:
+                with urllib.request.urlopen(request, timeout=20) as answer:
+                    return json.loads(answer.read() or "null")
+            except urllib.error.HTTPError as error:
+                if error.code != 503 or attempt == 5:
+                    raise
+                time.sleep(1)
+        raise AssertionError("not reached")
 
     def command(self, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run one `concentrate` line to its end."""

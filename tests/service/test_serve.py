@@ -26,22 +26,25 @@ def test_serve_runs_what_is_started_and_pauses_its_schedules(
         )
     label = f"label-teachers/{project.stem}"
 
-    def schedules() -> list[bool]:
+    def paused() -> bool | None:
         try:
-            return [schedule["active"] for schedule in server.deployment(label)["schedules"]]
+            return server.deployment(label)["paused"]
         except OSError:
-            return []
+            return None
 
     try:
-        wait(lambda: schedules() == [True], 90, "the deployment")
+        wait(lambda: paused() is False, 90, "the deployment")
         assert server.deployment(label)["work_pool_name"] is None
         assert server.ended(server.start(label, teacher="tints")) == "COMPLETED"
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
+        assert process.wait(timeout=60) == 0
     finally:
         process.kill()
-    assert schedules() == [False]
+        process.wait()
+    assert paused()
     assert list((project.parent / "work" / "labels" / "tints").glob("*.zarr"))
+    assert server.command("deploy", str(project), "--pool", "others").returncode == 0
+    assert paused() is False
 
 
 def test_two_projects_of_one_name_are_kept_apart(server: Any, project: Path, tmp_path: Path):
