@@ -31,6 +31,7 @@ CONCURRENCY = {"limit": 1, "collision_strategy": "ENQUEUE"}
 WITHIN_SECONDS = 7 * 24 * 3600
 
 
+# What a stage's flow is called on the server; stages are the verbs of the command line.
 FLOW_NAMES = {
     "run": "concentrate",
     "specialists": "train-specialists",

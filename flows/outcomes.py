@@ -16,18 +16,10 @@ from prefect.client.schemas.objects import FlowRun, TaskRun
 from prefect.states import Cancelled
 
 from flows.artifacts import artifact_key
+from flows.deployments import FLOW_NAMES
 from storage_schemas.errors import ConcentrateError
 
-_VERBS = {
-    "concentrate": "run",
-    "train-specialists": "specialists",
-    "label-teachers": "label",
-    "label-teacher": "label",
-    "verify-stores": "verify",
-    "train-student": "train",
-    "evaluate-student": "evaluate",
-    "write-report": "report",
-}
+_VERBS = {flow: stage for stage, flow in FLOW_NAMES.items()} | {"label-teacher": "label"}
 
 
 def is_io_error(task: Any, task_run: TaskRun, state: State) -> bool:
