@@ -105,9 +105,12 @@ def test_a_schedule_fires(server: Any, deployed: Path, name: str, wait: Any):
 
 
 def test_a_failed_run_says_how_to_go_on_and_its_rerun_does_the_rest(
-    server: Any, deployed: Path, name: str
+    server: Any, deployed: Path, name: str, wait: Any
 ):
-    """Weights that give NaN: the note names teacher, shard and row; mended, the rest is done."""
+    """Weights that give NaN: the note names teacher, shard and row; mended, the rest is done.
+
+    The teacher that was up to date announced itself too, so the student is started once more.
+    """
     from pipeline.config import load_project
     from pipeline.plan import make_plan
 
@@ -135,6 +138,8 @@ def test_a_failed_run_says_how_to_go_on_and_its_rerun_does_the_rest(
     }
     assert server.ended(server.start(f"label-teachers/{name}")) == "COMPLETED"
     assert committed(deployed, "tints") == committed(deployed, "shades")
+    runs = wait(lambda: server.runs(f"train-student/{name}")[1:], 60, "another run of the student")
+    assert [server.ended(run["id"]) for run in runs] == ["COMPLETED"]
 
 
 def test_a_cancelled_run_lets_go_and_its_rerun_goes_on(
