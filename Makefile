@@ -8,11 +8,12 @@ CONFIG ?= flows/configs/glyphs.yaml
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export DO_NOT_TRACK = 1
 
-.PHONY: install demo test lint format bench clean help
+.PHONY: install demo test test-all lint format bench clean help
 
 help:
 	@echo "make demo    images -> six specialists -> label stores -> one student -> report"
-	@echo "make test    the whole test suite"
+	@echo "make test    the test suite, without the tests that start a server with a worker"
+	@echo "make test-all    all tests"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   the measurements that the README quotes"
 
@@ -28,6 +29,9 @@ demo: install
 	$(BIN)/concentrate run $(CONFIG)
 
 test: install
+	$(BIN)/python -m pytest -m "not service"
+
+test-all: install
 	$(BIN)/python -m pytest
 
 lint: install

@@ -12,8 +12,11 @@ from prefect import flow
 
 from flows.evaluate_student import evaluate_student, report_student
 from flows.label_teachers import label_teacher, planned_teachers
+from flows.outcomes import HOOKS
+from flows.parameters import ConfigPath, Overrides, TeacherName, named
 from flows.progress import say
 from flows.project import Loaded, load
+from flows.selection import Stage, select_stages
 from flows.train_specialists import train_specialists, untrained
 from flows.train_student import train_student
 from flows.verify_stores import verify_stores
@@ -22,43 +25,57 @@ from pipeline.store.published import open_published
 from storage_schemas.manifest import TRAIN
 
 
-@flow(name="concentrate", log_prints=False)
+@flow(name="concentrate", flow_run_name=named("run"), log_prints=False, **HOOKS)
 def concentrate(
-    config: str, overrides: list[str] | None = None, force: bool = False
+    config: ConfigPath,
+    overrides: Overrides = None,
+    only: Stage | None = None,
+    from_stage: Stage | None = None,
+    teacher: TeacherName = None,
+    again: bool = False,
+    force: bool = False,
 ) -> dict[str, Any]:
-    """Run everything that is missing or stale: specialists, labels, student, report.
+    """Run what is missing or stale: specialists, labels, student, report.
 
     Args:
         config: Path of the project file.
         overrides: `key.path=value` settings that replace those of the file.
+        only: This stage alone.
+        from_stage: This stage and all after it.
+        teacher: Train, label and check only this one; the student waits for all.
+        again: Train, evaluate and report again although that is done.
         force: Start even where the disk may not have room for all labels.
 
     Returns:
-        What was done: counts by stage, the evaluation, the path of the report.
+        What was done: counts by stage, the evaluation, the path of the report; null for a stage
+        that was not asked for.
     """
     overrides = overrides or []
+    stages = select_stages(only, from_stage, teacher, again)
     loaded = load(config, overrides)
-    done: dict[str, Any] = {"specialists": 0, "labels": 0, "runs": 0}
-    teachers = planned_teachers(loaded, None, force)
-    if untrained(loaded):
-        done["specialists"] = len(train_specialists(config, overrides))
-        teachers = planned_teachers(loaded, None, force)
-    for teacher in teachers:
-        groups = label_teacher(teacher, config, overrides)
+    if teacher is not None:
+        loaded.project.teacher(teacher)
+    result: dict[str, Any] = {"evaluation": None, "report": None}
+    done = {"specialists": 0, "labels": 0, "runs": 0}
+    planned = planned_teachers(loaded, teacher, force) if "label" in stages else []
+    if "specialists" in stages and untrained(loaded, teacher):
+        done["specialists"] = len(train_specialists(config, overrides, teacher))
+        planned = planned_teachers(loaded, teacher, force) if "label" in stages else []
+    for name in planned:
+        groups = label_teacher(name, config, overrides)
         done["labels"] += sum(group["labels"] for group in groups)
-    verify_stores(config, overrides)
-    done["runs"] = len(train_student(config, overrides))
-    evaluation = evaluate_student(config, overrides)
-    report = report_student(config, overrides)
+    if "verify" in stages:
+        verify_stores(config, overrides, teacher)
+    if "train" in stages:
+        done["runs"] = len(train_student(config, overrides, again))
+    if "evaluate" in stages:
+        result["evaluation"] = evaluate_student(config, overrides, again)
+    if "report" in stages:
+        result["report"] = report_student(config, overrides, again)
     if not any(done.values()):
         say("  everything is up to date")
-    return {
-        "done": done,
-        "quarantined": loaded.quarantined,
-        "stores": stored_bytes(loaded),
-        "evaluation": evaluation,
-        "report": report,
-    }
+    stores = stored_bytes(loaded) if result["evaluation"] else None
+    return {"done": done, "quarantined": loaded.quarantined, "stores": stores, **result}
 
 
 def stored_bytes(loaded: Loaded) -> dict[str, float]:

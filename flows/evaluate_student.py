@@ -8,9 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from flows.events import STUDENT_EVALUATED, announce
+from flows.gpu import gpu_slot
+from flows.outcomes import HOOKS, RETRIES
+from flows.parameters import ConfigPath, Overrides, named
 from flows.progress import bar
 from flows.project import Loaded, load, reload
 from flows.train_student import published_runs
@@ -47,14 +51,14 @@ def finished_runs(loaded: Loaded) -> tuple[list[StudentRun], PublishedLabels, st
     return runs, tests, evaluation_fingerprint(runs, loaded.manifest, tests, samples)
 
 
-@task(cache_policy=NO_CACHE, task_run_name="evaluate")
+@task(cache_policy=NO_CACHE, task_run_name="evaluate", tags=["evaluate"], **RETRIES)
 def evaluate(config: str, overrides: list[str]) -> dict[str, Any]:
     """Evaluate the student, its control and the specialists; write `evaluation.json`."""
     from pipeline.training.evaluation import evaluate_runs
 
     loaded = reload(config, overrides)
     runs, tests, digest = finished_runs(loaded)
-    with bar("evaluation") as line:
+    with gpu_slot(loaded.project), bar("evaluation") as line:
         found = evaluate_runs(
             loaded.project, runs, loaded.space, loaded.manifest, tests, report=line.set
         )
@@ -62,13 +66,16 @@ def evaluate(config: str, overrides: list[str]) -> dict[str, Any]:
     return {"student_top1": found["runs"][0]["top1"], "images": found["runs"][0]["images"]}
 
 
-@flow(name="evaluate-student", log_prints=False)
-def evaluate_student(config: str, overrides: list[str] | None = None) -> dict[str, Any]:
+@flow(name="evaluate-student", flow_run_name=named("evaluate"), log_prints=False, **HOOKS)
+def evaluate_student(
+    config: ConfigPath, overrides: Overrides = None, again: bool = False
+) -> dict[str, Any]:
     """Evaluate the newest student on the test images, unless that is done.
 
     Args:
         config: Path of the project file.
         overrides: `key.path=value` settings that replace those of the file.
+        again: Evaluate it also where that is done.
 
     Returns:
         The evaluation.
@@ -76,15 +83,16 @@ def evaluate_student(config: str, overrides: list[str] | None = None) -> dict[st
     overrides = overrides or []
     runs, _, digest = finished_runs(load(config, overrides))
     record = read_record(evaluation_path(runs[0]))
-    if record is None or record.get("fingerprint") != digest:
+    if again or record is None or record.get("fingerprint") != digest:
         evaluate(config, overrides)
         record = read_record(evaluation_path(runs[0]))
         assert record is not None
         create_markdown_artifact(markdown_summary(record), key="evaluation")
+    announce(STUDENT_EVALUATED, config, top1=record["runs"][0]["top1"])
     return record
 
 
-@task(cache_policy=NO_CACHE, task_run_name="report")
+@task(cache_policy=NO_CACHE, task_run_name="report", tags=["report"], **RETRIES)
 def write_page(config: str, overrides: list[str]) -> str:
     """Write the HTML page and return its path."""
     from pipeline.report import write_report
@@ -100,13 +108,14 @@ def write_page(config: str, overrides: list[str]) -> str:
     return str(page)
 
 
-@flow(name="write-report", log_prints=False)
-def report_student(config: str, overrides: list[str] | None = None) -> str:
+@flow(name="write-report", flow_run_name=named("report"), log_prints=False, **HOOKS)
+def report_student(config: ConfigPath, overrides: Overrides = None, again: bool = False) -> str:
     """Write the report of the newest evaluation, unless it is the newest report already.
 
     Args:
         config: Path of the project file.
         overrides: `key.path=value` settings that replace those of the file.
+        again: Write it also where that is done.
 
     Returns:
         The path of the page.
@@ -118,9 +127,12 @@ def report_student(config: str, overrides: list[str] | None = None) -> str:
     if record is None or record.get("fingerprint") != digest:
         raise TrainingError("this student is not evaluated yet; run `concentrate evaluate` first")
     workspace = Workspace(loaded.project.workspace)
-    if report_is_current(workspace, digest):
-        return str(workspace.report / "index.html")
-    return write_page(config, overrides)
+    page = workspace.report / "index.html"
+    if again or not report_is_current(workspace, digest):
+        write_page(config, overrides)
+        create_markdown_artifact(markdown_summary(record), key="report")
+        create_link_artifact(page.as_uri(), link_text="index.html", key="report-page")
+    return str(page)
 
 
 def markdown_summary(evaluation: dict[str, Any]) -> str:

@@ -7,16 +7,21 @@ records: no result is cached (DESIGN invariant 3).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow, tags, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
+from flows.artifacts import artifact_key, progress_artifact
+from flows.events import LABELS_PUBLISHED, announce
+from flows.gpu import gpu_slot
+from flows.outcomes import HOOKS, RETRIES
+from flows.parameters import ConfigPath, Overrides, TeacherName, named
 from flows.progress import bar
 from flows.project import Loaded, load, reload
-from pipeline.durable_files import FORBIDDEN, FULL
-from pipeline.locations import storage_errors
+from pipeline.config.base import Name
 from pipeline.plan import check_space, plan_labels
 from pipeline.store import SoftLabelStore
 from pipeline.store.published import SPLIT_NAMES
@@ -29,19 +34,20 @@ from pipeline.teachers.stores import (
     store_schema,
     work_groups,
 )
-from storage_schemas.errors import StoreError
 from storage_schemas.manifest import TRAIN
 
 LABELS_PER_TASK = 1 << 18
 
 
-def _is_io_error(task: Any, task_run: Any, state: Any) -> bool:
-    """Retry what may pass by itself: a disk or network that failed; never the user's errors."""
-    error = state.result(raise_on_failure=False)
-    cause = error.__cause__ if isinstance(error, StoreError) else error
-    # A disk that is full or may not be written stays so: the user is told at once.
-    lasting = getattr(cause, "errno", None) in (*FULL, *FORBIDDEN)
-    return isinstance(cause, storage_errors()) and not lasting
+def part_name(work: Sequence[ShardWork]) -> str:
+    """Return which views and shards a task writes, as part of its name: `v0-v3/s0-s11`."""
+    views = sorted({view for item in work for view in item.views})
+    shards = [item.shard for item in work]
+    return f"{_span('v', views[0], views[-1])}/{_span('s', shards[0], shards[-1])}"
+
+
+def _span(letter: str, first: int, last: int) -> str:
+    return f"{letter}{first}" if first == last else f"{letter}{first}-{letter}{last}"
 
 
 def _resolve(loaded: Loaded, teacher: str) -> TeacherSpec:
@@ -50,16 +56,15 @@ def _resolve(loaded: Loaded, teacher: str) -> TeacherSpec:
 
 
 @task(
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=[1, 10],
-    retry_condition_fn=_is_io_error,
-    task_run_name="label/{teacher}/{split}/{group}",
+    cache_policy=NO_CACHE, task_run_name="label/{teacher}/{split}/{part}", tags=["label"], **RETRIES
 )
 def label_group(
-    teacher: str, split: str, group: int, config: str, overrides: list[str]
+    teacher: str, split: str, part: str, config: str, overrides: list[str]
 ) -> dict[str, Any]:
-    """Label the first group of shards that is still missing, and commit each of them."""
+    """Label the first group of shards that is still missing, and commit each of them.
+
+    A retry looks anew at what is missing, so it repeats no shard; `part` only names the run.
+    """
     from pipeline.teachers.labelling import label_shards
 
     loaded = reload(config, overrides)
@@ -69,12 +74,13 @@ def label_group(
     store = open_or_create(project, schema, loaded.space)
     work = work_groups(missing_work(project, schema, spec, manifest), LABELS_PER_TASK)[0]
     total = sum(item.labels for item in work)
-    with bar(f"labels {teacher}/{split}", total) as line:
+    follow = progress_artifact(f"labels of {teacher}, {split}: {part}", "labelling", teacher, split)
+    with gpu_slot(project), bar(f"labels {teacher}/{split}", total, follow) as line:
         counts = label_shards(project, spec, manifest, store, work, report=line.advance)
     return {
         "teacher": teacher,
         "split": split,
-        "group": group,
+        "part": part,
         "shards": counts.shards,
         "labels": counts.labels,
         "seconds": round(counts.seconds, 3),
@@ -82,13 +88,7 @@ def label_group(
     }
 
 
-@task(
-    cache_policy=NO_CACHE,
-    retries=2,
-    retry_delay_seconds=[1, 10],
-    retry_condition_fn=_is_io_error,
-    task_run_name="exactness/{teacher}",
-)
+@task(cache_policy=NO_CACHE, task_run_name="exactness/{teacher}", tags=["label"], **RETRIES)
 def measure_teacher(teacher: str, config: str, overrides: list[str]) -> dict[str, Any] | None:
     """Record what the labels of a teacher lose, from a sample that is labelled densely."""
     from pipeline.teachers.exactness import record_exactness
@@ -96,13 +96,13 @@ def measure_teacher(teacher: str, config: str, overrides: list[str]) -> dict[str
     loaded = reload(config, overrides)
     spec = _resolve(loaded, teacher)
     schema = store_schema(loaded.project, spec, loaded.space, loaded.manifest, TRAIN)
-    with bar(f"exactness {teacher}") as line:
+    with gpu_slot(loaded.project), bar(f"exactness {teacher}") as line:
         return record_exactness(loaded.project, spec, loaded.manifest, schema, report=line.advance)
 
 
-@flow(name="label-teacher", flow_run_name="label/{teacher}", log_prints=False)
+@flow(name="label-teacher", flow_run_name="label/{teacher}", log_prints=False, **HOOKS)
 def label_teacher(
-    teacher: str, config: str, overrides: list[str] | None = None
+    teacher: Name, config: ConfigPath, overrides: Overrides = None
 ) -> list[dict[str, Any]]:
     """Label what is missing of one teacher and publish its stores.
 
@@ -120,10 +120,11 @@ def label_teacher(
     stored = []
 
     def run(store: SoftLabelStore, work: list[ShardWork]) -> None:
-        new = [
-            label_group(teacher, str(store.schema.split), group, config, overrides)
-            for group in range(len(work_groups(work, LABELS_PER_TASK)))
-        ]
+        with tags(teacher):
+            new = [
+                label_group(teacher, str(store.schema.split), part_name(group), config, overrides)
+                for group in work_groups(work, LABELS_PER_TASK)
+            ]
         labels = int(store.commits[:, :, 0].sum())
         done.extend(new)
         stored.append(
@@ -144,20 +145,18 @@ def label_teacher(
         run,
         lambda: measure_teacher(teacher, config, overrides),
     )
-    create_table_artifact(
-        stored, key=f"labels-{teacher.lower().replace('_', '-').replace('.', '-')}"
-    )
+    create_table_artifact(stored, key=artifact_key("labels", teacher))
     return done
 
 
-@flow(name="label-teachers", log_prints=False)
+@flow(name="label-teachers", flow_run_name=named("label"), log_prints=False, **HOOKS)
 def label_teachers(
-    config: str,
-    overrides: list[str] | None = None,
-    teacher: str | None = None,
+    config: ConfigPath,
+    overrides: Overrides = None,
+    teacher: TeacherName = None,
     force: bool = False,
 ) -> list[dict[str, Any]]:
-    """Label what is missing of every teacher, or of one.
+    """Label what is missing of every teacher, or of one, and announce each that is complete.
 
     Args:
         config: Path of the project file.
@@ -173,8 +172,14 @@ def label_teachers(
     if teacher is not None:
         loaded.project.teacher(teacher)
     done = []
-    for name in planned_teachers(loaded, teacher, force):
-        done += label_teacher(name, config, overrides)
+    planned = planned_teachers(loaded, teacher, force)
+    for config_ in loaded.project.teachers:
+        if teacher not in (None, config_.name):
+            continue
+        groups = label_teacher(config_.name, config, overrides) if config_.name in planned else []
+        labels = sum(group["labels"] for group in groups)
+        announce(LABELS_PUBLISHED, config, teacher=config_.name, labels=labels)
+        done += groups
     return done
 
 

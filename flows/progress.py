@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -34,9 +34,16 @@ class Bar:
     Args:
         description: What is done.
         total: Steps; None while unknown.
+        follow: Called with the share that is done, at every step.
     """
 
-    def __init__(self, description: str, total: int | None) -> None:
+    def __init__(
+        self,
+        description: str,
+        total: int | None,
+        follow: Callable[[float], None] | None = None,
+    ) -> None:
+        self._follow = follow
         self._description = description
         self._total = total
         self._done = 0
@@ -53,6 +60,8 @@ class Bar:
         """Set what is done, and a short note such as images a second."""
         self._done, self._note = done, note or self._note
         self._total = total if total is not None else self._total
+        if self._follow is not None and self._total:
+            self._follow(done / self._total)
         if self._task is not None:
             _display().update(
                 self._task, completed=done, total=self._total, note=self._note, refresh=False
@@ -109,9 +118,11 @@ def stop_display() -> None:
 
 
 @contextmanager
-def bar(description: str, total: int | None = None) -> Iterator[Bar]:
+def bar(
+    description: str, total: int | None = None, follow: Callable[[float], None] | None = None
+) -> Iterator[Bar]:
     """Show the progress of one piece of work."""
-    line = Bar(description, total)
+    line = Bar(description, total, follow)
     failed = True
     try:
         yield line

@@ -147,16 +147,24 @@ def _weighted(specialists: dict[str, Any]) -> float | None:
 
 
 def show_run(result: dict[str, Any]) -> None:
-    """Show the outcome of the whole pipeline."""
-    show_evaluation(result["evaluation"])
+    """Show the outcome of the whole pipeline, or of the stages that were asked for."""
     stores = result["stores"]
-    console.print(
-        f"labels: {stores['labels']:,} in {size(stores['bytes'])}, "
-        f"{stores['bytes_per_label']:.1f} bytes a label"
-    )
+    if result["evaluation"]:
+        show_evaluation(result["evaluation"])
+        console.print(
+            f"labels: {stores['labels']:,} in {size(stores['bytes'])}, "
+            f"{stores['bytes_per_label']:.1f} bytes a label"
+        )
+    else:
+        done = result["done"]
+        console.print(
+            f"trained: {done['specialists']} specialists, {done['runs']} students and controls; "
+            f"labelled: {done['labels']:,}"
+        )
     if result["quarantined"]:
         console.print(f"quarantined: {result['quarantined']} files that do not decode")
-    console.print(f"report: {plain(result['report'])}", soft_wrap=True)
+    if result["report"]:
+        console.print(f"report: {plain(result['report'])}", soft_wrap=True)
 
 
 def show_garbage(items: list[dict[str, Any]]) -> None:
@@ -203,3 +211,20 @@ def show_started(started: dict[str, Any]) -> None:
     console.print("to fill in:")
     for line in started["to_do"]:
         console.print(f"  - {plain(line)}", soft_wrap=True)
+
+
+def show_served(served: dict[str, Any]) -> None:
+    """Show which deployments there are, and what starts them."""
+    table = Table("deployment", "starts by itself", "at once")
+    for item in served["deployments"]:
+        starts = "\n".join(plain(text) for text in item["starts"])
+        table.add_row(plain(item["deployment"]), starts or "-", str(item["limit"]))
+    console.print(table)
+
+
+def show_deployed(deployed: dict[str, Any]) -> None:
+    """Show what was put onto a Prefect server, and how to run it."""
+    show_served(deployed)
+    for name in deployed["gpu_limits"]:
+        console.print(f"one task at a time on {plain(name)}")
+    console.print(f"run them with: prefect worker start --pool {plain(deployed['pool'])}")

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow, tags, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.artifacts import progress_artifact
+from flows.events import SPECIALISTS_TRAINED, announce
+from flows.gpu import gpu_slot
+from flows.outcomes import HOOKS, RETRIES
+from flows.parameters import ConfigPath, Overrides, TeacherName, named
 from flows.progress import bar
 from flows.project import Loaded, load, reload
 from pipeline.plan import plan_specialist
@@ -25,20 +30,21 @@ def untrained(loaded: Loaded, teacher: str | None = None) -> list[TeacherSpec]:
     ]
 
 
-@task(cache_policy=NO_CACHE, task_run_name="specialist/{name}")
+@task(cache_policy=NO_CACHE, task_run_name="specialist/{name}", tags=["specialists"], **RETRIES)
 def train_one(name: str, config: str, overrides: list[str]) -> dict[str, Any]:
     """Train one specialist, from its newest checkpoint where there is one."""
     from pipeline.teachers.specialist import train_specialist
 
     loaded = reload(config, overrides)
     (spec,) = untrained(loaded, name)
-    with bar(f"specialist {name}") as line:
+    follow = progress_artifact(f"training of specialist {name}", "specialist", name)
+    with gpu_slot(loaded.project), bar(f"specialist {name}", None, follow) as line:
         return train_specialist(loaded.project, spec, loaded.manifest, report=line.step)
 
 
-@flow(name="train-specialists", log_prints=False)
+@flow(name="train-specialists", flow_run_name=named("specialists"), log_prints=False, **HOOKS)
 def train_specialists(
-    config: str, overrides: list[str] | None = None, teacher: str | None = None
+    config: ConfigPath, overrides: Overrides = None, teacher: TeacherName = None
 ) -> list[dict[str, Any]]:
     """Train every specialist of a project whose weights are null and not trained yet.
 
@@ -49,4 +55,10 @@ def train_specialists(
     """
     overrides = overrides or []
     names = [spec.name for spec in untrained(load(config, overrides), teacher)]
-    return [train_one(name, config, overrides) for name in names]
+    done = []
+    for name in names:
+        with tags(name):
+            done.append(train_one(name, config, overrides))
+    if done:  # otherwise nothing is new to label
+        announce(SPECIALISTS_TRAINED, config, teachers=names)
+    return done

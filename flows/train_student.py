@@ -11,12 +11,23 @@ from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from flows.artifacts import progress_artifact
+from flows.events import STUDENT_TRAINED, announce
+from flows.gpu import gpu_slot
+from flows.outcomes import HOOKS, RETRIES
+from flows.parameters import ConfigPath, Overrides, named
 from flows.progress import bar, say
 from flows.project import Loaded, load, reload
 from pipeline.config import Project
 from pipeline.store.lock import current_writer
 from pipeline.store.published import PublishedLabels, open_published
-from pipeline.training.runs import StudentRun, stale_reason, student_runs, training_rows
+from pipeline.training.runs import (
+    StudentRun,
+    discard_run,
+    stale_reason,
+    student_runs,
+    training_rows,
+)
 from storage_schemas.errors import StoreError
 from storage_schemas.manifest import TRAIN
 
@@ -34,7 +45,7 @@ def published_runs(loaded: Loaded) -> tuple[PublishedLabels, list[StudentRun]]:
     return published, student_runs(project, loaded.space, loaded.manifest, published)
 
 
-@task(cache_policy=NO_CACHE, task_run_name="train/{role}")
+@task(cache_policy=NO_CACHE, task_run_name="train/{role}", tags=["train"], **RETRIES)
 def train_one(role: str, config: str, overrides: list[str]) -> dict[str, Any]:
     """Train the student or its control to the end, here or on the ranks that it asks for."""
     from pipeline.training.launch import train_on_ranks
@@ -44,7 +55,9 @@ def train_one(role: str, config: str, overrides: list[str]) -> dict[str, Any]:
     published, runs = published_runs(loaded)
     (run,) = [run for run in runs if run.role == role]
     project, space, manifest = loaded.project, loaded.space, loaded.manifest
-    with bar(f"{run.folder.parent.name}") as line:
+    name = run.folder.parent.name
+    follow = progress_artifact(f"training of {name}", "training", name)
+    with gpu_slot(project), bar(name, None, follow) as line:
         if run.config.devices == 1:
             record = train(project, run, space, manifest, published, report=line.step)
         else:
@@ -54,17 +67,23 @@ def train_one(role: str, config: str, overrides: list[str]) -> dict[str, Any]:
     return {name: record[name] for name in kept} | {"folder": str(run.folder)}
 
 
-@flow(name="train-student", log_prints=False)
-def train_student(config: str, overrides: list[str] | None = None) -> list[dict[str, Any]]:
+@flow(name="train-student", flow_run_name=named("train"), log_prints=False, **HOOKS)
+def train_student(
+    config: ConfigPath, overrides: Overrides = None, again: bool = False
+) -> list[dict[str, Any]]:
     """Train the student and its control, each unless it is finished.
 
     Args:
         config: Path of the project file.
         overrides: `key.path=value` settings that replace those of the file.
+        again: Discard finished and interrupted runs of these settings, and train them anew.
     """
     overrides = overrides or []
     loaded = load(config, overrides)
     published, runs = published_runs(loaded)
+    if again:
+        for run in runs:
+            discard_run(run)
     stale = [run.role for run in runs if stale_reason(run) is not None]
     if stale and published.is_partial:
         _say_partial(loaded.project, published)
@@ -77,6 +96,7 @@ def train_student(config: str, overrides: list[str] | None = None) -> list[dict[
             for item in done
         ]
         create_markdown_artifact("\n".join(lines), key="student")
+    announce(STUDENT_TRAINED, config, trained=[item["role"] for item in done])
     return done
 
 

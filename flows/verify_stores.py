@@ -14,6 +14,8 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows.artifacts import verification
+from flows.outcomes import HOOKS, RETRIES
+from flows.parameters import ConfigPath, Depth, Overrides, SampleSize, TeacherName, named
 from flows.progress import bar
 from flows.project import load, reload
 from pipeline.config import load_project
@@ -24,10 +26,8 @@ from pipeline.workspace import Workspace
 from storage_schemas.errors import CheckFailedError, ConcentrateError
 from storage_schemas.manifest import TEST, TRAIN
 
-Depth = Literal["quick", "full", "audit"]
 
-
-@task(cache_policy=NO_CACHE, task_run_name="verify/{teacher}/{split}")
+@task(cache_policy=NO_CACHE, task_run_name="verify/{teacher}/{split}", tags=["verify"], **RETRIES)
 def verify_one(
     teacher: str, split: str, config: str, overrides: list[str], depth: Depth, sample: int
 ) -> dict[str, Any]:
@@ -88,13 +88,13 @@ def verify_one(
     return found
 
 
-@flow(name="verify-stores", log_prints=False)
+@flow(name="verify-stores", flow_run_name=named("verify"), log_prints=False, **HOOKS)
 def verify_stores(
-    config: str,
-    overrides: list[str] | None = None,
-    teacher: str | None = None,
+    config: ConfigPath,
+    overrides: Overrides = None,
+    teacher: TeacherName = None,
     depth: Depth = "quick",
-    sample: int = 256,
+    sample: SampleSize = 256,
 ) -> list[dict[str, Any]]:
     """Check the published stores of a project.
 

@@ -33,6 +33,8 @@ MAY_IMPORT = {
         "typer",
         "rich",
         "psutil",
+        "pydantic",
+        "yaml",
     },
 }
 

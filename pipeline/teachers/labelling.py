@@ -106,12 +106,17 @@ def load_teacher(spec: TeacherSpec, device: torch.device) -> nn.Module:
 
 
 def checked_logits(
-    output: object, spec: TeacherSpec, rows: npt.NDArray[np.int64], view: int
+    output: object,
+    spec: TeacherSpec,
+    rows: npt.NDArray[np.int64],
+    view: int,
+    shard: int | None = None,
 ) -> Tensor:
     """Return a teacher's (B, C_t) float32 logits.
 
     Raises:
-        TeacherOutputError: If they are not a finite (B, C_t) tensor; names teacher, row and view.
+        TeacherOutputError: If they are not a finite (B, C_t) tensor; names teacher, row, view
+            and shard.
     """
     expected = (len(rows), len(spec.label_map))
     if not isinstance(output, Tensor) or tuple(output.shape) != expected:
@@ -126,8 +131,9 @@ def checked_logits(
     if finite is not None and not bool(finite.all()):
         bad = int(torch.nonzero(~finite)[0, 0])
         value = logits[bad][~torch.isfinite(logits[bad])][0].item()
+        where = f"view {view}" + ("" if shard is None else f", shard {shard}")
         raise TeacherOutputError(
-            f"teacher {spec.name!r} returned {value} for row {int(rows[bad])}, view {view}; "
+            f"teacher {spec.name!r} returned {value} for row {int(rows[bad])}, {where}; "
             "nothing of this shard was written. Check its weights and normalisation"
         )
     return logits
@@ -192,7 +198,7 @@ def label_shards(
                 for position, view in enumerate(item.views):
                     with torch.inference_mode():
                         output = teacher(images[position].to(device, non_blocking=True))
-                        logits = checked_logits(output, spec, batch, view)
+                        logits = checked_logits(output, spec, batch, view, item.shard)
                         values = coded(store.schema, logits, batch, view)
                     ids[position, places], gaps[position, places] = values
                     if report is not None:

@@ -6,6 +6,7 @@ training itself (students.py).
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ import numpy.typing as npt
 
 from pipeline.config import HardLabels, Project, StudentConfig
 from pipeline.reasons import class_changes, setting_changes
+from pipeline.store.lock import writer_lock
 from pipeline.store.published import PublishedLabels
 from pipeline.workspace import Workspace, read_record
 from storage_schemas.fingerprint import fingerprint
@@ -169,6 +171,20 @@ def report_is_current(workspace: Workspace, evaluation: str) -> bool:
     record = read_record(workspace.report / "report.json") or {}
     wanted = {"evaluation": evaluation, "version": REPORT_VERSION}
     return record == wanted and (workspace.report / "index.html").is_file()
+
+
+def discard_run(run: StudentRun) -> None:
+    """Forget a run, finished or interrupted, so that it is trained from its first step.
+
+    Raises:
+        StoreError: If another process trains it now.
+    """
+    if not run.folder.exists():
+        return
+    with writer_lock(run.folder):
+        # The record goes first: without it nothing of the folder counts as finished.
+        (run.folder / "student.json").unlink(missing_ok=True)
+        shutil.rmtree(run.folder)
 
 
 def stale_reason(run: StudentRun) -> str | None:

@@ -17,6 +17,7 @@ VERBS = (
     "run", "plan", "specialists", "label", "verify", "train", "evaluate", "report", "inspect",
     "compare", "gc", "predict", "init",
 )  # fmt: skip
+ON_A_SERVER = ("deploy", "serve")  # their examples need one: tests/service
 
 pytestmark = pytest.mark.filterwarnings("default")  # Prefect and typer warn at import
 
@@ -26,11 +27,11 @@ def test_the_verbs(tmp_path: Path, run_line: Run):
     from flows.cli import app
 
     names = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback]
-    assert sorted(names) == sorted(VERBS)
+    assert sorted(names) == sorted(VERBS + ON_A_SERVER)
     assert run_line(tmp_path, "concentrate --help").exit_code == 0
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", VERBS + ON_A_SERVER)
 def test_help_has_an_example(tmp_path: Path, verb: str, run_line: Run, example_line: Line):
     """Every verb's help says what it does and shows a line that begins with it."""
     shown = run_line(tmp_path, f"concentrate {verb} --help")
@@ -101,6 +102,9 @@ def test_wrong_input_ends_with_two(
         "concentrate inspect absent.zarr",
         "concentrate predict . letters.txt",
         "concentrate verify project.yaml --depth deep",
+        "concentrate label project.yaml --teacher ../letters",
+        "concentrate run project.yaml --only label --from train",
+        "concentrate run project.yaml --only fly",
         "concentrate fly",
     ],
 )

@@ -1,4 +1,4 @@
-"""A run that is ended from outside, in the middle of training: Ctrl-C, and SIGKILL."""
+"""A run that is ended from outside, in the middle of training: Ctrl-C, SIGTERM and SIGKILL."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def training(tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     try:
         log = tmp_path / "work" / "teachers" / "tiny"
@@ -67,13 +68,17 @@ def still_there(processes: list[psutil.Process], seconds: float) -> list[str]:
     return [process.name() for process in left]
 
 
-def test_an_interrupted_run_ends_at_once_and_says_so(training):
-    """SIGINT while training: exit code 130 within seconds, one line, nobody left behind."""
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_an_interrupted_run_ends_at_once_and_says_so(training, sent):
+    """A signal while training: exit code within seconds, one line, nobody left behind.
+
+    Both reach Prefect's own server too, as from a terminal or from a service manager.
+    """
     children = psutil.Process(training.pid).children(recursive=True)
     assert children  # Prefect's own server is one
-    training.send_signal(signal.SIGINT)
+    os.killpg(training.pid, sent)
     _, errors = training.communicate(timeout=20)
-    assert training.returncode == 130
+    assert training.returncode == 128 + sent
     assert still_there(children, 10) == []
     assert "stopped; the same command goes on from here" in errors
     assert "Traceback" not in errors
