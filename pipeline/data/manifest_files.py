@@ -11,9 +11,7 @@ whole; a part or a class written too early is ignored and written again.
 from __future__ import annotations
 
 import contextlib
-import csv
 import fcntl
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.manifest_index import index_problem, part_name
+from pipeline.data.quarantine import quarantine_csv
 from pipeline.durable_files import not_written, write_durably
 from pipeline.locations import is_local, read_whole
 from pipeline.object_lock import object_lock
@@ -195,7 +194,7 @@ def save(
         write_durably(folder / append["part"], _parquet(table))
         begin = append["rows"]
     write_durably(workspace / "data" / LABEL_SPACE, _json(space.to_dict()))
-    write_durably(workspace / "data" / QUARANTINE, _quarantine_csv(problems))
+    write_durably(workspace / "data" / QUARANTINE, quarantine_csv(problems))
     write_durably(folder / STAMPS, _parquet(_stamp_table(stamps)))
     index = {
         "version": MANIFEST_VERSION,
@@ -310,23 +309,3 @@ def _parquet(table: pa.Table) -> bytes:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, ensure_ascii=False, indent=1) + "\n").encode()
-
-
-def _visible(text: str) -> str:
-    """Return text with what cannot be printed written as escapes."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode()
-        for c in text
-    )
-
-
-def _quarantine_csv(problems: Mapping[str, str]) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "reason"])
-    # A spreadsheet would take a path that begins like this for a formula, a terminal an escape.
-    writer.writerows(
-        (f"./{key}" if key[:1] in "=+-@" else key, reason)
-        for key, reason in (map(_visible, item) for item in sorted(problems.items()))
-    )
-    return text.getvalue().encode(errors="backslashreplace")

@@ -16,17 +16,15 @@ from typing import Any
 from pipeline.durable_files import not_written
 from pipeline.locations import is_local, location, storage_errors
 from pipeline.store.commit import sync
-from pipeline.store.layout import (
-    ARRAYS,
+from pipeline.store.documents import (
     GROUP,
     array_digest,
-    create_arrays,
     document_file,
-    limit_problems,
     read_document,
     shape_problems,
     write_attributes,
 )
+from pipeline.store.layout import ARRAYS, create_arrays, limit_problems
 from pipeline.store.soft_label_store import DEFAULT_CACHE_BYTES, SoftLabelStore
 from pipeline.workspace import inside
 from storage_schemas.errors import CorruptLabelError, SchemaMismatchError, StoreError

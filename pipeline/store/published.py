@@ -13,22 +13,20 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from pipeline.config import Project, TeacherConfig
-from pipeline.data.class_lists import label_map_of
+from pipeline.config import Project
 from pipeline.data.routing import (
     mix_pools,
     retired_rows,
     route,
     routed_rows,
-    split_labels,
     split_recipe,
 )
+from pipeline.store.binding import store_differences
 from pipeline.store.coverage import (
     AvailablePairs,
     common_pairs,
@@ -45,10 +43,9 @@ from storage_schemas.errors import (
     StoreError,
 )
 from storage_schemas.exactness import Exactness
-from storage_schemas.fingerprint import FINGERPRINT_DIGITS, file_digest
+from storage_schemas.fingerprint import FINGERPRINT_DIGITS
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import Manifest
-from storage_schemas.soft_label_schema import SoftLabelSchema, class_problems, dict_problems
 
 Rows = npt.NDArray[np.int64]
 SPLIT_NAMES = ("train", "test")
@@ -189,7 +186,7 @@ def has_usable_labels(
     for split in range(len(SPLIT_NAMES)):
         path = published_path(Workspace(project.workspace), teacher, split)
         try:
-            if path is None or _differences(
+            if path is None or store_differences(
                 project, config, space, manifest, split, read_schema(path)[0]
             ):
                 return False
@@ -243,7 +240,7 @@ def open_published(
         except SchemaMismatchError as error:
             problems += [f"{config.name}: {problem}" for problem in error.problems]
             continue
-        different = _differences(project, config, space, manifest, split, store.schema)
+        different = store_differences(project, config, space, manifest, split, store.schema)
         problems += [f"{config.name}: {problem}" for problem in different]
         table = route(store.label_map, len(space), config.routing)
         rows = routed_rows(manifest, split, table)
@@ -296,46 +293,3 @@ def _mixed_with_retired(
             partners = recipe.partner_rows(rows, np.full_like(rows, view), pools)
             found[view] = manifest.retired[partners]
     return found
-
-
-def _differences(
-    project: Project,
-    config: TeacherConfig,
-    space: LabelSpace,
-    manifest: Manifest,
-    split: int,
-    found: SoftLabelSchema,
-) -> list[str]:
-    """Return one sentence per field in which a store is not the one that the project asks for.
-
-    The teacher's weights are compared where they are: a machine that only trains need not have
-    them.
-    """
-    kept = split_labels(project, split, found.num_classes)
-    pairs: dict[str, tuple[Any, Any]] = {
-        field: (expected, getattr(found, field)) for field, expected in kept.items()
-    }
-    problems = [
-        f"{field} must be {expected}, got {got}"
-        for field, (expected, got) in pairs.items()
-        if expected != got
-    ]
-    problems += class_problems(label_map_of(config, space).names, found.classes)
-    recipe = split_recipe(project, split).model_dump(mode="json")
-    problems += dict_problems("recipe", recipe, found.recipe)
-    teacher: dict[str, Any] = {
-        "builder": config.builder,
-        "builder_args": config.builder_args,
-        "input": config.input.model_dump(mode="json"),
-        "routing": config.routing,
-    }
-    if config.weights is not None and config.weights.is_file():
-        teacher["weights"] = file_digest(config.weights)
-    said = {name: found.fingerprint_parts.get(name, teacher[name]) for name in teacher}
-    problems += dict_problems("teacher", teacher, said)
-    if not manifest.has_prefix(found.manifest_chain, found.manifest_rows):
-        problems.append(
-            f"made for other images: the manifest must begin with the {found.manifest_rows} rows "
-            f"of chain {found.manifest_chain[:12]}, and does not"
-        )
-    return problems

@@ -16,16 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.locations import is_local, storage_errors
-from pipeline.store.layout import (
-    ARRAYS,
+from pipeline.store.documents import (
     array_digest,
-    array_shape,
-    create_arrays,
     document_file,
     read_document,
     replace_document,
     write_attributes,
 )
+from pipeline.store.layout import ARRAYS, array_shape, create_arrays
 from pipeline.store.opening import open_soft_labels, signed_attributes, stamped
 from pipeline.store.verify import metadata_problems, take_out_of_use
 from storage_schemas.errors import CorruptLabelError, SchemaMismatchError, StoreError

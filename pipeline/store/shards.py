@@ -21,8 +21,9 @@ import zarr
 from pipeline.durable_files import not_written
 from pipeline.locations import is_local, read_whole, remove, storage_errors
 from pipeline.store.commit import shard_crc, sync
+from pipeline.store.documents import read_document
 from pipeline.store.labelled_rows import label_problems
-from pipeline.store.layout import ARRAYS, array_place, array_shape, read_document, shard_file
+from pipeline.store.layout import ARRAYS, array_place, array_shape, shard_file
 from pipeline.store.lock import share_reader_lock
 from pipeline.store.shard_bytes import decode_shard_bytes, is_plain
 from pipeline.store.shard_index import ShardForm, shard_form, shard_problem

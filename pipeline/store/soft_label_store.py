@@ -18,13 +18,8 @@ import numpy.typing as npt
 
 from pipeline.durable_files import not_written
 from pipeline.locations import is_local, storage_errors
-from pipeline.store.layout import (
-    ARRAYS,
-    array_shape,
-    read_document,
-    replace_document,
-    write_attributes,
-)
+from pipeline.store.documents import read_document, replace_document, write_attributes
+from pipeline.store.layout import ARRAYS, array_shape
 from pipeline.store.row_reader import RowReader, Rows
 from pipeline.store.shards import Array, ShardFiles
 from storage_schemas.errors import StoreError

@@ -14,15 +14,9 @@ from typing import Literal
 import numpy as np
 
 from pipeline.locations import read_whole
+from pipeline.store.documents import document_bytes, document_file, read_document
 from pipeline.store.labelled_rows import label_problems
-from pipeline.store.layout import (
-    ARRAYS,
-    array_shape,
-    document_bytes,
-    document_file,
-    read_document,
-    shard_file,
-)
+from pipeline.store.layout import ARRAYS, array_shape, shard_file
 from pipeline.store.opening import open_soft_labels
 from pipeline.store.row_reader import Rows
 from pipeline.store.soft_label_store import SoftLabelStore

@@ -16,8 +16,8 @@ import pytest
 
 from pipeline.locations import is_local
 from pipeline.store import SoftLabelStore, create_soft_labels, open_soft_labels
+from pipeline.store.documents import write_attributes
 from pipeline.store.garbage import find_garbage, remove_garbage
-from pipeline.store.layout import write_attributes
 from pipeline.store.published import publish
 from pipeline.workspace import Workspace
 from storage_schemas.soft_labels import SoftLabelSchema, encode

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from numcodecs import zstd
 
 from pipeline.store import inspect_store, open_soft_labels, verify_store
-from pipeline.store.layout import ARRAYS, array_digest, shard_file
+from pipeline.store.documents import array_digest
+from pipeline.store.layout import ARRAYS, shard_file
 from storage_schemas.errors import ConcentrateError
 from storage_schemas.label_space import canonical_digest
 

@@ -18,13 +18,8 @@ from numcodecs import blosc, zstd
 from zarr.codecs import GzipCodec
 
 from pipeline.store import SoftLabelStore, open_soft_labels, verify_store
-from pipeline.store.layout import (
-    array_digest,
-    document_file,
-    read_document,
-    replace_document,
-    shard_file,
-)
+from pipeline.store.documents import array_digest, document_file, read_document, replace_document
+from pipeline.store.layout import shard_file
 from pipeline.store.shard_index import ShardForm, shard_problem
 from storage_schemas.errors import CorruptLabelError, SchemaMismatchError
 from storage_schemas.label_space import canonical_digest
