@@ -29,10 +29,10 @@ demo: install
 	$(BIN)/concentrate run $(CONFIG)
 
 test: install
-	$(BIN)/python -m pytest -m "not service"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not service"
 
 test-all: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: install
 	$(BIN)/ruff check .

@@ -20,6 +20,13 @@ from pipeline.durable_files import free_bytes
 from pipeline.locations import bucket_of, location
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests that share a Prefect server on one of the processes that run the tests."""
+    for item in items:
+        if item.get_closest_marker("flow") or item.get_closest_marker("service"):
+            item.add_marker(pytest.mark.xdist_group("server"))
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """Start moto's server, and point the AWS environment of this process and its children at it."""

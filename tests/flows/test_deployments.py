@@ -106,7 +106,7 @@ def test_bad_parameters_are_refused_before_the_body_runs(wrong, field: str):
     with pytest.raises(ParameterTypeError, match=field):
         verify_stores.validate_parameters({"config": DEMO} | wrong)
     form = verify_stores.parameters.properties
-    assert form["depth"]["enum"] == ["quick", "full"]
+    assert form["depth"]["enum"] == ["quick", "full", "audit"]
     assert all(form[name].get("description") for name in form)
 
 
