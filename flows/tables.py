@@ -64,13 +64,21 @@ def show_plan(plan: dict[str, Any]) -> None:
         console.print("not enough: `label` and `run` refuse to start, unless with --force")
 
 
+def _folding(*columns: str) -> Table:
+    """Return a table that breaks what does not fit, where rich would cut it off."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
 def show_records(records: list[dict[str, Any]]) -> None:
     """Show what a stage did, one record a row."""
     if not records:
         console.print("everything is up to date")
         return
     names = list(records[0])
-    table = Table(*names)
+    table = _folding(*(name.replace("_", " ") for name in names))
     for record in records:
         table.add_row(*(plain(_cell(record[name])) for name in names))
     console.print(table)
@@ -172,18 +180,19 @@ def show_garbage(items: list[dict[str, Any]]) -> None:
     if not items:
         console.print("there is no label store")
         return
-    table = Table("store", "teacher", "split", "labels", "size", "last written", "", "why")
+    table = _folding("teacher", "store", "split", "labels", "size", "written", "", "why")
+    table.columns[1].no_wrap = True  # a name to be copied
     for item in items:
         written = datetime.fromtimestamp(item["written"]).astimezone()
         table.add_row(
-            escape(item["store"]),
-            escape(item["teacher"]),
+            plain(item["teacher"]),
+            plain(item["store"].rpartition("/")[2].removesuffix(".zarr")),
             item["split"],
             f"{item['labels']:,}",
             size(item["bytes"]),
-            written.strftime("%Y-%m-%d %H:%M"),
+            written.strftime("%Y-%m-%d"),
             item["action"],
-            escape(item["reason"]),
+            plain(item["reason"]),
         )
     console.print(table)
     for action, said in (
