@@ -18,7 +18,6 @@ from flows.outcomes import HOOKS, RETRIES
 from flows.parameters import ConfigPath, Depth, Overrides, SampleSize, TeacherName, named
 from flows.progress import bar
 from flows.project import load, reload
-from pipeline.config import load_project
 from pipeline.store import open_soft_labels, take_out_of_use, verify_store
 from pipeline.store.lock import writer_lock
 from pipeline.store.published import SPLIT_NAMES, published_path, rows_to_label
@@ -46,13 +45,13 @@ def verify_one(
         "max_kl": None,
         "problems": [],
     }
-    project = load_project(config, overrides)
+    loaded = reload(config, overrides)
+    project = loaded.project
     reading: Literal["quick", "full"] = "full" if depth == "full" else "quick"
     try:
         path = published_path(Workspace(project.workspace), teacher, SPLIT_NAMES.index(split))
         if path is None:
             return found | {"problems": ["nothing published; run `concentrate label`"]}
-        loaded = reload(config, overrides)
         store = open_soft_labels(path)
         # What is missing of a partial store that is used on purpose is no damage.
         rows = None

@@ -98,11 +98,12 @@ def _remove_leftovers(path: Path) -> None:
     """Remove what killed processes left beside this file, so that kills do not fill the disk."""
     for partial in path.parent.glob(f".{path.name}.partial-*"):
         owner = partial.name.rpartition("-")[2]
-        if not (owner.isdecimal() and _is_alive(int(owner))):
+        if not (owner.isdecimal() and is_running(int(owner))):
             partial.unlink(missing_ok=True)
 
 
-def _is_alive(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Tell whether a process of this machine has that number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -26,6 +26,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+from pipeline.durable_files import is_running
 from pipeline.locations import bucket_of, storage_errors
 from storage_schemas.errors import StoreError
 
@@ -241,17 +242,10 @@ def _status(error: OSError) -> int | None:
 def _is_dead(held: _Held) -> bool:
     if held.unrenewed_seconds > STALE_SECONDS:
         return True
-    return held.document.get("machine") == _machine() and not _is_running(held.document.get("pid"))
-
-
-def _is_running(pid: Any) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ProcessLookupError, ValueError, TypeError):
+    if held.document.get("machine") != _machine():
         return False
-    except OSError:
-        return True
-    return True
+    pid = held.document.get("pid")
+    return not (isinstance(pid, int) and is_running(pid))
 
 
 def _machine() -> str:

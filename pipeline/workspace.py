@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.durable_files import write_durably
-from pipeline.locations import read_whole, storage_errors
+from pipeline.locations import is_local, read_whole, storage_errors
 from storage_schemas.errors import StoreError
 
 
@@ -29,7 +29,7 @@ def inside(root: Path, path: Path) -> Path:
     Raises:
         StoreError: If the path leads out.
     """
-    if not isinstance(path, Path) or getattr(path, "protocol", "") not in ("", "file", "local"):
+    if not is_local(path):
         return path
     home, target = os.path.realpath(root), os.path.realpath(path)
     if target != home and not target.startswith(home.rstrip(os.sep) + os.sep):

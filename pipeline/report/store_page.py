@@ -31,7 +31,6 @@ from pipeline.report.plots import histogram
 from pipeline.report.samples import class_name, read_images
 from pipeline.report.sections import folded, note, section, tile
 from pipeline.store import StoreSummary
-from storage_schemas.errors import StoreError
 
 CLASS_BINS = 64
 
@@ -57,10 +56,7 @@ def write_store_page(
     keys = [row.key for row in summary.disagreements if row.key]
     images = read_images(project, keys) if project is not None else {}
     page = store_page(summary, images, written or datetime.now(UTC))
-    try:
-        write_durably(path, page.encode())
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error}") from error
+    write_durably(path, page.encode())
 
 
 def store_page(summary: StoreSummary, images: Mapping[str, Markup], written: datetime) -> str:
