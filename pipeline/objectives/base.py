@@ -1,7 +1,7 @@
 """What an objective is: the terms of one loss, what it needs, and what it may own.
 
 In: `StudentOutput`, `TargetBatch`, `LabelContext`, the abstract `Objective`. Left out: any
-method (one file per paper) and where targets come from (signals.py).
+method (one file per paper) and where targets come from (stored_signals.py).
 """
 
 from __future__ import annotations
@@ -32,6 +32,26 @@ class StudentOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlockFeatureBatch:
+    """What one teacher's block said of B views.
+
+    Attributes:
+        values: (B, channels, height, width) float32 after the declared reduction; 0 where absent.
+        present: (B,) bool: whether the teacher was run on that row.
+    """
+
+    values: Tensor
+    present: Tensor
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> BlockFeatureBatch:
+        """Return the features on another device."""
+        return BlockFeatureBatch(
+            values=self.values.to(device, non_blocking=non_blocking),
+            present=self.present.to(device, non_blocking=non_blocking),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TargetBatch:
     """What B samples should become; a field is None where the source does not provide it.
 
@@ -40,14 +60,14 @@ class TargetBatch:
         partner_labels: (B,) int64 hard labels of the images mixed in, under mixup or cutmix.
         mix_weight: (B,) float32 weight of the first image; 1 where nothing was mixed.
         soft: The teachers' soft labels.
-        features: Stored block features by "<teacher>/<block>".
+        features: Stored block features by "<teacher>/<array of its feature store>".
     """
 
     labels: Tensor | None = None
     partner_labels: Tensor | None = None
     mix_weight: Tensor | None = None
     soft: SoftLabelBatch | None = None
-    features: Mapping[str, Tensor] | None = None
+    features: Mapping[str, BlockFeatureBatch] | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TargetBatch:
         """Return the targets on another device."""
@@ -75,11 +95,20 @@ class LabelContext:
         num_classes: C.
         vertical_of: (C,) int64 vertical id of each class.
         supports: Per teacher, its (C_t,) ascending global ids.
+        teachers: Their names, in that order.
+        class_counts: (C,) int64 labelled training rows of each class.
+        feature_dim: D, the width of the student's features before its head.
+        features: (channels, height, width) of each stored block feature, by its name in
+            `TargetBatch.features`.
     """
 
     num_classes: int
     vertical_of: Tensor
     supports: tuple[Tensor, ...]
+    teachers: tuple[str, ...] = ()
+    class_counts: Tensor | None = None
+    feature_dim: int = 0
+    features: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
 class Objective(nn.Module, abc.ABC):
@@ -88,9 +117,11 @@ class Objective(nn.Module, abc.ABC):
     Attributes:
         needs: Names of the `TargetBatch` fields that must be present: `labels`, `soft`,
             `features`. Checked against the signal source before any weight is touched.
+        taps: Names of the student's modules whose outputs must be in `StudentOutput.blocks`.
     """
 
     needs: frozenset[str]
+    taps: tuple[str, ...] = ()
 
     @abc.abstractmethod
     def forward(self, output: StudentOutput, targets: TargetBatch) -> dict[str, Tensor]:
