@@ -10,8 +10,11 @@ Relative paths are relative to the project file.
 from pipeline.config.data import DataConfig, GlyphData, ImageFolderData, PythonData, TorchvisionData
 from pipeline.config.loading import load_project
 from pipeline.config.objectives import (
+    Adversarial,
+    BlockSimilarity,
     HardLabels,
     KnowledgeConcentration,
+    Meal,
     ObjectiveConfig,
     SoftLabels,
 )
@@ -28,6 +31,8 @@ from pipeline.config.training import (
 
 __all__ = [
     "AdamWConfig",
+    "Adversarial",
+    "BlockSimilarity",
     "DataConfig",
     "GlyphData",
     "HardLabels",
@@ -36,6 +41,7 @@ __all__ = [
     "KnowledgeConcentration",
     "LabelConfig",
     "LinearHead",
+    "Meal",
     "ObjectiveConfig",
     "Project",
     "PythonData",

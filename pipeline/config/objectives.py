@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.config.base import Fraction, Settings
+from pipeline.config.base import Fraction, Name, PositiveInt, Settings
 
 
 class HardLabels(Settings):
@@ -47,6 +47,46 @@ class KnowledgeConcentration(Settings):
     hard_weight: float = Field(0.0, ge=0)
 
 
+class BlockSimilarity(Settings):
+    """One block of the student beside the stored channel-mean maps of its teachers' blocks."""
+
+    student: str = Field(description="module of the student, e.g. blocks.1")
+    feature: str = Field(
+        description="what is stored of the teachers, e.g. layer2.channel_mean, of every teacher "
+        "that has it; TEACHER/layer2.channel_mean of one"
+    )
+    weight: float = Field(0.05, gt=0)
+
+
+class Adversarial(Settings):
+    """Discriminators that tell the student from its teachers, and the student's gain in hiding."""
+
+    weight: float = Field(0.1, gt=0, description="of the reversed gradient that the student gets")
+    classes: PositiveInt = Field(
+        10, description="most probable classes of a stored label that are compared"
+    )
+    lr: float = Field(1e-3, gt=0, description="peak learning rate of the discriminators")
+
+
+class Meal(Settings):
+    """MEAL (Shen et al. 2019): several teachers of the same classes, and no hard labels."""
+
+    name: Literal["meal"]
+    teachers: tuple[Name, ...] | None = Field(None, description="who teaches; null: all")
+    teacher: Literal["random", "mean"] = Field(
+        "random", description="one drawn for each batch, or the mean of their probabilities"
+    )
+    temperature: float = Field(1.0, gt=0)
+    blocks: tuple[BlockSimilarity, ...] = ()
+    similarity: Literal["cross_entropy", "l1", "l2"] = "cross_entropy"
+    adversarial: Adversarial | None = None
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Features are opened only where a block is compared."""
+        return frozenset({"soft", "features"} if self.blocks else {"soft"})
+
+
 ObjectiveConfig = Annotated[
-    HardLabels | SoftLabels | KnowledgeConcentration, Field(discriminator="name")
+    HardLabels | SoftLabels | KnowledgeConcentration | Meal, Field(discriminator="name")
 ]

@@ -8,6 +8,7 @@ from pipeline.numerics.divergences import (
     sparse_kl,
     support_log_mass,
 )
+from pipeline.numerics.ensembles import mean_teacher, one_teacher, only_teachers
 from pipeline.numerics.metrics import (
     agreement,
     average_precision,
@@ -31,6 +32,9 @@ __all__ = [
     "nucleus",
     "draw_counts",
     "count_draws",
+    "mean_teacher",
+    "one_teacher",
+    "only_teachers",
     "factorised_kl",
     "sparse_bce",
     "sparse_kl",

@@ -13,6 +13,7 @@ from pipeline.config import ObjectiveConfig
 from pipeline.objectives.base import LabelContext, Objective
 from pipeline.objectives.hard_labels import HardLabelObjective
 from pipeline.objectives.knowledge_concentration import KnowledgeConcentrationObjective
+from pipeline.objectives.meal import MealObjective
 from pipeline.objectives.method import Method, MethodInputs, Stage
 from pipeline.objectives.soft_labels import SoftLabelObjective
 
@@ -20,6 +21,7 @@ OBJECTIVES: dict[str, Callable[[Any, LabelContext], Objective]] = {
     "hard_labels": HardLabelObjective,
     "soft_labels": SoftLabelObjective,
     "knowledge_concentration": KnowledgeConcentrationObjective,
+    "meal": MealObjective,
 }
 
 METHODS: dict[str, Callable[[Any, MethodInputs], Method]] = {}

@@ -118,10 +118,12 @@ class Objective(nn.Module, abc.ABC):
         needs: Names of the `TargetBatch` fields that must be present: `labels`, `soft`,
             `features`. Checked against the signal source before any weight is touched.
         taps: Names of the student's modules whose outputs must be in `StudentOutput.blocks`.
+        learning_rate: Peak for the parameters that it owns; None: that of the student.
     """
 
     needs: frozenset[str]
     taps: tuple[str, ...] = ()
+    learning_rate: float | None = None
 
     @abc.abstractmethod
     def forward(self, output: StudentOutput, targets: TargetBatch) -> dict[str, Tensor]:

@@ -18,11 +18,12 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
 
     Without: biases, normalisation weights (anything of fewer than two dimensions), and whatever
     a module lists in `no_weight_decay()`, e.g. the self-paced scale of Knowledge Concentration,
-    which must be free to grow.
+    which must be free to grow. A module with a `learning_rate` of its own, e.g. an objective with
+    discriminators, has groups of its own.
     """
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+    groups: dict[float | None, tuple[list[nn.Parameter], list[nn.Parameter]]] = {None: ([], [])}
     for module in modules:
+        decayed, free = groups.setdefault(getattr(module, "learning_rate", None), ([], []))
         exempt = {
             f"{prefix}.{name}" if prefix else name
             for prefix, child in module.named_modules()
@@ -33,11 +34,12 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float) -> list[
             if parameter.requires_grad:
                 plain = parameter.ndim < 2 or name in exempt
                 (free if plain else decayed).append(parameter)
-    groups: list[dict[str, object]] = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": free, "weight_decay": 0.0},
+    return [
+        {"params": parameters, "weight_decay": decay} | ({} if lr is None else {"lr": lr})
+        for lr, pair in groups.items()
+        for parameters, decay in zip(pair, (weight_decay, 0.0), strict=True)
+        if parameters
     ]
-    return [group for group in groups if group["params"]]
 
 
 def build_optimizer(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.config import HardLabels, KnowledgeConcentration, SoftLabels
+from pipeline.config import HardLabels, KnowledgeConcentration, Meal, SoftLabels
 from pipeline.numerics import SoftLabelBatch, SupportTable, sparse_kl
 from pipeline.objectives import OBJECTIVES, build_objective
 from pipeline.objectives.base import LabelContext, StudentOutput, TargetBatch, total_loss
@@ -34,6 +34,8 @@ CONFIGS = {
     "kc sigmoid": KnowledgeConcentration(
         name="knowledge_concentration", form="sigmoid", hard_weight=0.5
     ),
+    "meal": Meal(name="meal"),
+    "meal T=2": Meal(name="meal", teacher="mean", temperature=2.0),
 }
 
 
