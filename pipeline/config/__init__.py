@@ -7,7 +7,14 @@ that) and any import of torch, so that the command line starts fast.
 Relative paths are relative to the project file.
 """
 
-from pipeline.config.data import DataConfig, GlyphData, ImageFolderData, PythonData, TorchvisionData
+from pipeline.config.data import (
+    DataConfig,
+    GlyphData,
+    ImageFolderData,
+    LabelNoise,
+    PythonData,
+    TorchvisionData,
+)
 from pipeline.config.loading import load_project
 from pipeline.config.objectives import (
     Adversarial,
@@ -40,6 +47,7 @@ __all__ = [
     "InputConfig",
     "KnowledgeConcentration",
     "LabelConfig",
+    "LabelNoise",
     "LinearHead",
     "Meal",
     "ObjectiveConfig",

@@ -61,3 +61,13 @@ class PythonData(Settings):
 DataConfig = Annotated[
     GlyphData | ImageFolderData | TorchvisionData | PythonData, Field(discriminator="source")
 ]
+
+
+class LabelNoise(Settings):
+    """Wrong labels on purpose, to learn what a method makes of them."""
+
+    share: Fraction = Field(description="of the labelled training images that get a wrong class")
+    among: Literal["all", "vertical"] = Field(
+        "all", description="drawn evenly from all other classes, or from those of the vertical"
+    )
+    seed: int = Field(0, ge=0, lt=2**32)

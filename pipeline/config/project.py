@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Location, Settings
-from pipeline.config.data import DataConfig
+from pipeline.config.data import DataConfig, LabelNoise
 from pipeline.config.student import StudentConfig
 from pipeline.config.teachers import LabelConfig, SpecialistConfig, TeacherConfig
 from storage_schemas.errors import ConfigError
@@ -32,6 +32,7 @@ class Project(Settings):
 
     workspace: Location
     data: DataConfig
+    label_noise: LabelNoise | None = Field(None, description="wrong training labels on purpose")
     views: ViewRecipe = ViewRecipe()
     teachers: tuple[TeacherConfig, ...] = Field(min_length=1)
     specialists: SpecialistConfig = SpecialistConfig()
@@ -47,6 +48,9 @@ class Project(Settings):
         if doubles:
             raise ValueError(f"teachers: names must differ, got {doubles} more than once")
         objective = self.student.objective
+        unknown = sorted(set(getattr(objective, "teachers", None) or ()) - set(names))
+        if unknown:
+            raise ValueError(f"student.objective.teachers must be among {names}, got {unknown}")
         temperature = getattr(objective, "temperature", None)
         if temperature is not None and temperature not in self.labels.temperatures:
             raise ValueError(

@@ -19,6 +19,7 @@ import numpy as np
 
 from pipeline.config import Project
 from pipeline.data.catalogue import open_source
+from pipeline.data.label_noise import with_label_noise
 from pipeline.data.manifest_files import (
     QUARANTINE,
     Stamps,
@@ -65,7 +66,7 @@ def update_manifest(project: Project, *, progress: Progress | None = None) -> Ma
     """Bring the manifest of a project's workspace up to date with its source.
 
     Args:
-        project: Its `data` and `workspace` count.
+        project: Its `data`, `label_noise` and `workspace` count.
         progress: Called with (done, total) samples as they are read.
 
     Raises:
@@ -79,6 +80,8 @@ def update_manifest(project: Project, *, progress: Progress | None = None) -> Ma
         if has_manifest(workspace):
             old, space = load_manifest(workspace), load_label_space(workspace)
         samples = _listed(source)
+        if project.label_noise is not None:
+            samples = with_label_noise(samples, project.label_noise)
         digests, problems, stamps = _read(source, samples, old, load_stamps(workspace), progress)
         readable = [sample for sample in samples if sample.key in digests]
         if not readable:

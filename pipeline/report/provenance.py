@@ -75,6 +75,7 @@ def _settings(project: Project, student: Run) -> list[tuple[str, object]]:
     temperatures = ", ".join(f"{value:g}" for value in labels.temperatures)
     return [
         ("Data", project.data.source),
+        *_wrong_labels(project),
         ("Views of an image", f"{project.views.count} (seed {project.views.seed})"),
         ("Teachers", f"{len(project.teachers)}"),
         (
@@ -96,6 +97,16 @@ def _settings(project: Project, student: Run) -> list[tuple[str, object]]:
         ),
         ("Run", element("code", student["folder"])),
         *_partial_labels(student),
+    ]
+
+
+def _wrong_labels(project: Project) -> list[tuple[str, object]]:
+    noise = project.label_noise
+    if noise is None:
+        return []
+    whence = "all classes" if noise.among == "all" else "those of the vertical"
+    return [
+        ("Wrong training labels", f"{noise.share:.0%} on purpose, of {whence} (seed {noise.seed})")
     ]
 
 
