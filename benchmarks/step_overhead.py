@@ -48,7 +48,7 @@ def steps_of(
     student = build_student(config, space)
     objective = build_objective(
         config.objective if from_store else HardLabels(name="hard_labels"),
-        label_context(space, published),
+        label_context(space, published, manifest.labels, student.feature_dim),
     )
     optimizer = build_optimizer(config.optimizer, (student, objective))
     reader = ViewReader(

@@ -9,16 +9,14 @@ Relative paths are relative to the project file.
 
 from pipeline.config.data import DataConfig, GlyphData, ImageFolderData, PythonData, TorchvisionData
 from pipeline.config.loading import load_project
-from pipeline.config.project import Project, ReportConfig, RuntimeConfig
-from pipeline.config.student import (
+from pipeline.config.objectives import (
     HardLabels,
     KnowledgeConcentration,
-    LinearHead,
     ObjectiveConfig,
     SoftLabels,
-    StructurallyConnectedHead,
-    StudentConfig,
 )
+from pipeline.config.project import Project, ReportConfig, RuntimeConfig
+from pipeline.config.student import LinearHead, StructurallyConnectedHead, StudentConfig
 from pipeline.config.teachers import LabelConfig, SpecialistConfig, TeacherConfig, VerticalClasses
 from pipeline.config.training import (
     AdamWConfig,

@@ -55,7 +55,7 @@ class Project(Settings):
             )
         sigmoid_loss = getattr(objective, "form", None) == "sigmoid"
         sigmoid_labels = self.labels.activation == "sigmoid"
-        if objective.name != "hard_labels" and sigmoid_loss != sigmoid_labels:
+        if "soft" in objective.reads and sigmoid_loss != sigmoid_labels:
             raise ValueError(
                 f"labels.activation {self.labels.activation!r} does not fit the objective "
                 f"{objective.name!r}: the sigmoid form of knowledge_concentration, and only it, "

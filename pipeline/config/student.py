@@ -1,4 +1,4 @@
-"""The student: its head, its objective, its training."""
+"""The student: its head and its training; its objective is in objectives.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Fraction, Name, PositiveInt, Settings
+from pipeline.config.base import Name, PositiveInt, Settings
+from pipeline.config.objectives import ObjectiveConfig, SoftLabels
 from pipeline.config.training import InputConfig, TrainingConfig
 
 
@@ -35,40 +36,6 @@ class StructurallyConnectedHead(Settings):
                 f"shared must be at most block ({self.block} units), got {self.shared}"
             )
         return self
-
-
-class HardLabels(Settings):
-    """The control: cross-entropy with the human labels."""
-
-    name: Literal["hard_labels"]
-    label_smoothing: Fraction = 0.0
-
-
-class SoftLabels(Settings):
-    """Sparse KL to the teachers' soft labels over all classes."""
-
-    name: Literal["soft_labels"]
-    temperature: float = Field(1.0, gt=0)
-    tail: Literal["uniform", "bucket", "drop"] = "uniform"
-    hard_weight: float = Field(0.0, ge=0, description="weight of an added hard-label loss")
-
-
-class KnowledgeConcentration(Settings):
-    """Knowledge Concentration (Gao et al. 2017), in either of two forms."""
-
-    name: Literal["knowledge_concentration"]
-    form: Literal["softmax", "sigmoid"] = "softmax"
-    temperature: float = Field(1.0, gt=0)
-    tail: Literal["uniform", "bucket", "drop"] = "uniform"
-    vertical_weight: float = Field(
-        1.0, ge=0, description="softmax form: weight of the loss that picks the vertical"
-    )
-    hard_weight: float = Field(0.0, ge=0)
-
-
-ObjectiveConfig = Annotated[
-    HardLabels | SoftLabels | KnowledgeConcentration, Field(discriminator="name")
-]
 
 
 class StudentConfig(TrainingConfig):

@@ -1,19 +1,27 @@
 """The student: one backbone and one head over the whole label space.
 
-In: `Student` and how it is built from its settings. Left out: training (pipeline.training) and
-block taps.
+In: `Student`, the outputs of its blocks that an objective asked for, and how it is built from its
+settings. Left out: training (pipeline.training).
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from pipeline.config import LinearHead as LinearHeadConfig
 from pipeline.config import StudentConfig
 from pipeline.models.builders import build_backbone, probe
 from pipeline.models.heads import LinearHead, StructurallyConnectedHead
 from pipeline.objectives.base import StudentOutput
+from storage_schemas.errors import ConfigError
 from storage_schemas.label_space import LabelSpace
+
+_SHOWN_DEPTH = 2  # of module names that an error lists
 
 
 class Student(nn.Module):
@@ -22,17 +30,52 @@ class Student(nn.Module):
     Args:
         backbone: (B, channels, S, S) images to (B, D) features.
         head: (B, D) features to (B, C) logits.
+        feature_dim: D.
     """
 
-    def __init__(self, backbone: nn.Module, head: LinearHead | StructurallyConnectedHead) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        head: LinearHead | StructurallyConnectedHead,
+        feature_dim: int,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.feature_dim = feature_dim
+        self._taps: list[RemovableHandle] = []
+        self._blocks: dict[str, Tensor] = {}
 
     def forward(self, images: Tensor) -> StudentOutput:
-        """Return logits and features of (B, channels, S, S) images."""
+        """Return logits, features and tapped blocks of (B, channels, S, S) images."""
         features = self.backbone(images)
-        return StudentOutput(logits=self.head(features), features=features)
+        # Handed over, not kept: the graph of a batch must not outlive it.
+        blocks, self._blocks = self._blocks, {}
+        return StudentOutput(logits=self.head(features), features=features, blocks=blocks)
+
+    def tap(self, names: Sequence[str]) -> None:
+        """Choose whose outputs are in `StudentOutput.blocks` from now on.
+
+        Args:
+            names: Modules of the backbone, as `named_modules` calls them; none: no taps.
+
+        Raises:
+            ConfigError: If the backbone has no such module; lists those it has.
+        """
+        modules = dict(self.backbone.named_modules())
+        unknown = [name for name in names if name not in modules]
+        if unknown:
+            known = [name for name in modules if name and name.count(".") < _SHOWN_DEPTH]
+            raise ConfigError("student.objective", [f"blocks must be among {known}, got {unknown}"])
+        for handle in self._taps:
+            handle.remove()
+        self._taps = [
+            modules[name].register_forward_hook(functools.partial(self._keep, name))
+            for name in names
+        ]
+
+    def _keep(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._blocks[name] = output
 
     def metrics(self) -> dict[str, float]:
         """Return what is worth logging about the weights, e.g. the growth of gamma."""
@@ -49,7 +92,7 @@ def build_student(config: StudentConfig, space: LabelSpace) -> Student:
     backbone, feature_dim = build_backbone(config.builder, config.builder_args)
     probe(backbone, config.input, feature_dim, owner="student")
     if isinstance(config.head, LinearHeadConfig):
-        return Student(backbone, LinearHead(feature_dim, len(space)))
+        return Student(backbone, LinearHead(feature_dim, len(space)), feature_dim)
     head = StructurallyConnectedHead(
         feature_dim,
         space.vertical_of.tolist(),
@@ -59,4 +102,4 @@ def build_student(config: StudentConfig, space: LabelSpace) -> Student:
         self_paced=config.head.self_paced,
         self_paced_init=config.head.self_paced_init,
     )
-    return Student(backbone, head)
+    return Student(backbone, head, feature_dim)

@@ -57,12 +57,28 @@ class Quarantine:
     first: tuple[tuple[str, str], ...] = ()
 
 
-def read_curves(path: Path) -> dict[str, list[float]]:
-    """Return `epoch`, `loss` and the loss terms of a `metrics.csv`, as equally long columns.
+def read_curves(folder: Path) -> dict[str, list[float]]:
+    """Return `epoch`, `loss` and the loss terms of a run, as equally long columns.
 
-    Rows that are torn or not finite are left out. Empty when nothing can be read. This does not
-    use `pipeline.training.metrics_log`, which loads torch.
+    The stages of a run follow one another; a term that a stage does not have is NaN there. Rows
+    that are torn or not finite are left out. Empty when nothing can be read. This does not use
+    `pipeline.training.metrics_log`, which loads torch.
     """
+    stages = sorted(folder.glob("stages/*/metrics.csv")) or [folder / "metrics.csv"]
+    parts = [part for part in map(_stage_curves, stages) if part]
+    names = dict.fromkeys(name for part in parts for name in part)
+    columns: dict[str, list[float]] = {name: [] for name in names}
+    first = 0.0
+    for part in parts:
+        size = len(part["epoch"])
+        for name in names:
+            columns[name] += part.get(name, [math.nan] * size)
+        columns["epoch"][-size:] = [first + epoch for epoch in part["epoch"]]
+        first = columns["epoch"][-1]
+    return columns
+
+
+def _stage_curves(path: Path) -> dict[str, list[float]]:
     columns: dict[str, list[float]] = {}
     try:
         with path.open(newline="", encoding="utf-8") as file:

@@ -57,10 +57,7 @@ def report_page(project: Project, evaluation: Mapping[str, Any], written: dateti
     """Return the page; equal input gives equal bytes."""
     labels = read_labels(project)
     runs = runs_by_role(evaluation)
-    columns = {
-        role: read_curves(project.workspace / run["folder"] / "metrics.csv")
-        for role, run in runs.items()
-    }
+    columns = {role: read_curves(project.workspace / run["folder"]) for role, run in runs.items()}
     body = joined(
         [
             _header(project, evaluation, written),

@@ -19,10 +19,10 @@ from pipeline.models.builders import build_classifier, probe
 from pipeline.models.weights import save_weights
 from pipeline.objectives import build_objective
 from pipeline.objectives.base import LabelContext, StudentOutput
+from pipeline.objectives.method import Stage
 from pipeline.objectives.stored_signals import StoredSignals
 from pipeline.teachers.spec import TeacherSpec
 from pipeline.training.fit import StepReport, fit, pick_device
-from pipeline.training.stage import Stage
 from pipeline.workspace import write_record
 from storage_schemas.errors import DataError
 from storage_schemas.manifest import TRAIN, Manifest

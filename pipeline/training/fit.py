@@ -27,6 +27,7 @@ from pipeline.config import TrainingConfig
 from pipeline.data.epoch_order import BatchOrder
 from pipeline.data.loader import Batch, batch_loader
 from pipeline.objectives.base import total_loss
+from pipeline.objectives.method import Stage
 from pipeline.store.lock import writer_lock
 from pipeline.training.checkpoints import load_newest_checkpoint, save_checkpoint
 from pipeline.training.loss_terms import LossTerms
@@ -40,7 +41,6 @@ from pipeline.training.ranks import (
     share_batch_statistics,
     wait_for_all,
 )
-from pipeline.training.stage import Stage
 from storage_schemas.errors import TrainingError
 
 StepReport = Callable[[int, int, Mapping[str, float]], None]

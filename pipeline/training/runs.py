@@ -95,7 +95,7 @@ def student_run(
         objective = HardLabels(name="hard_labels")
         config = config.model_copy(update={"objective": objective})
         name = f"{config.name}-control"
-    needs_labels = config.objective.name != "hard_labels"
+    needs_labels = bool(config.objective.reads)
     rows = training_rows(manifest, published)
     parts = {
         "role": role,

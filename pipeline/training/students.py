@@ -20,14 +20,14 @@ from pipeline.data.routing import mix_pools, mixing_problems
 from pipeline.data.view_reader import ViewReader
 from pipeline.models.student import build_student
 from pipeline.models.weights import save_weights
-from pipeline.objectives import build_objective
-from pipeline.objectives.base import LabelContext, Objective
+from pipeline.objectives import MethodInputs, build_method
+from pipeline.objectives.base import LabelContext
 from pipeline.objectives.stored_signals import StoredSignals
 from pipeline.store.published import PublishedLabels
-from pipeline.training.fit import StepReport, fit, pick_device
+from pipeline.training.fit import StepReport, pick_device
+from pipeline.training.fit_stages import fit_stages
 from pipeline.training.ranks import rank_and_size
 from pipeline.training.runs import StudentRun, training_rows
-from pipeline.training.stage import Stage
 from pipeline.workspace import write_record
 from storage_schemas.errors import ConfigError, DataError
 from storage_schemas.label_space import LabelSpace
@@ -42,7 +42,7 @@ def _signals(
     held_rows: np.ndarray | None,
 ) -> StoredSignals:
     mix_weights = reader.mix_weights if reader.recipe.mix is not None else None
-    if run.config.objective.name == "hard_labels":
+    if not run.config.objective.reads:
         return StoredSignals(manifest.labels, mix_weights=mix_weights)
     return StoredSignals(
         manifest.labels,
@@ -55,12 +55,25 @@ def _signals(
     )
 
 
-def label_context(space: LabelSpace, published: PublishedLabels) -> LabelContext:
-    """Return the label space and the teachers' supports as an objective sees them."""
+def label_context(
+    space: LabelSpace, published: PublishedLabels, labels: np.ndarray, feature_dim: int
+) -> LabelContext:
+    """Return what an objective sees of the label space, the teachers and the student.
+
+    Args:
+        space: All classes.
+        published: The teachers' stores.
+        labels: (N,) hard labels of the training rows; -1: unlabelled.
+        feature_dim: Width of the student's features.
+    """
+    counts = np.bincount(labels[labels >= 0], minlength=len(space)).astype(np.int64)
     return LabelContext(
         num_classes=len(space),
         vertical_of=torch.from_numpy(space.vertical_of.astype(np.int64)),
         supports=tuple(torch.from_numpy(store.label_map.support) for store in published.stores),
+        teachers=published.names,
+        class_counts=torch.from_numpy(counts),
+        feature_dim=feature_dim,
     )
 
 
@@ -83,7 +96,7 @@ def _window_shard_rows(
     run: StudentRun, manifest: Manifest, published: PublishedLabels
 ) -> int | None:
     """Rows of a shard where labels must be streamed; None where all fit in memory."""
-    if run.config.objective.name == "hard_labels":
+    if not run.config.objective.reads:
         return None
     if published.held_bytes(manifest, TRAIN) <= run.config.memory_budget_mb << 20:
         return None
@@ -120,27 +133,39 @@ def train_student(
     signals = _signals(
         run, manifest, published, reader, held_rows=rows if shard_rows is None else None
     )
-    objective: Objective = build_objective(config.objective, label_context(space, published))
-    stage = Stage(name=run.role, objective=objective, epochs=config.epochs)
-    stage.check_signals(signals.provides)
     torch.manual_seed(config.seed)
-    network = build_student(config, space)
-    rank, world_size = rank_and_size()
-    result = fit(
-        network,
-        stage,
-        BatchDataset(reader.read, signals.fetch),
-        BatchOrder(
+    student = build_student(config, space)
+    context = label_context(space, published, manifest.labels[rows], student.feature_dim)
+    method = build_method(
+        MethodInputs(
+            config=config,
+            student=student,
+            context=context,
+            signals=signals,
             rows=rows,
-            batch_size=config.batch_size,
             views=project.views.count,
-            seed=config.seed,
-            views_per_image=config.views_per_image,
-            rank=rank,
-            world_size=world_size,
-            shard_rows=shard_rows,
-            available=None if published.available is None else published.available.views,
         ),
+        run.role,
+    )
+    for stage in method.stages:
+        stage.check_signals(signals.provides)
+    rank, world_size = rank_and_size()
+    order = BatchOrder(
+        rows=rows,
+        batch_size=config.batch_size,
+        views=project.views.count,
+        seed=config.seed,
+        views_per_image=config.views_per_image,
+        rank=rank,
+        world_size=world_size,
+        shard_rows=shard_rows,
+        available=None if published.available is None else published.available.views,
+    )
+    dataset = BatchDataset(reader.read, signals.fetch)
+    result = fit_stages(
+        method,
+        dataset,
+        order,
         config,
         run.folder,
         device=pick_device(project.runtime.device),

@@ -26,11 +26,11 @@ from pipeline.data.epoch_order import BatchOrder
 from pipeline.data.loader import BatchDataset
 from pipeline.objectives import build_objective
 from pipeline.objectives.base import LabelContext, StudentOutput, TargetBatch
+from pipeline.objectives.method import Stage
 from pipeline.store.lock import writer_lock
 from pipeline.training.checkpoints import load_newest_checkpoint, save_checkpoint
 from pipeline.training.fit import fit
 from pipeline.training.metrics_log import read_metrics
-from pipeline.training.stage import Stage
 from storage_schemas.errors import StoreError, TrainingError
 
 CLASSES = 5
