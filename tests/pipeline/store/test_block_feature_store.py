@@ -140,7 +140,7 @@ def test_altered_constants_are_never_used(store):
     other.write_bytes(content)
     again = open_block_features(store.path)
     assert any("range/b_2.pool" in problem for problem in verify_store(again, "quick"))
-    with pytest.raises(CorruptLabelError, match="range/b_2.pool"):
+    with pytest.raises(CorruptLabelError, match=r"range/b_2\.pool"):
         again.fetch(np.array([150]), np.array([1]))
 
 
