@@ -15,6 +15,7 @@ from pipeline.config.data import (
     PythonData,
     TorchvisionData,
 )
+from pipeline.config.features import FeatureConfig
 from pipeline.config.loading import load_project
 from pipeline.config.objectives import (
     Adversarial,
@@ -41,6 +42,7 @@ __all__ = [
     "Adversarial",
     "BlockSimilarity",
     "DataConfig",
+    "FeatureConfig",
     "GlyphData",
     "HardLabels",
     "ImageFolderData",
