@@ -162,7 +162,7 @@ def plan_labels(
             work = missing_work(project, schema, spec, manifest)
             store = open_soft_labels(current) if has_store(current) else None
             damage = metadata_problems(store) if store is not None else []
-            if has_features(spec, split):
+            if has_features(spec, manifest, split):
                 rows_of_shard = (schema if store is None else store.schema).shard_rows
                 features = plan_features(project, spec, manifest, rows_of_shard, weights=weights)
                 damage += features.damage

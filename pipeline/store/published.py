@@ -272,7 +272,7 @@ def open_published(
         missing = shards_without(found, rows, store.schema.shard_rows)
         if missing:
             absent.append(f"{config.name} ({len(missing)} shards)")
-        if reads_features and config.features:
+        if reads_features and config.features and len(rows):
             try:
                 own = open_published_features(project, config, manifest, cache_bytes)
             except SchemaMismatchError as error:

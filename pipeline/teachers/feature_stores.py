@@ -40,9 +40,11 @@ LARGEST_FEATURE_CHUNK_BYTES = 2**20
 Pairs = list[tuple[int, int]]
 
 
-def has_features(spec: TeacherSpec, split: int) -> bool:
-    """Tell whether features are stored of a teacher's rows: of training rows, if any are asked."""
-    return split == TRAIN and bool(spec.config.features)
+def has_features(spec: TeacherSpec, manifest: Manifest, split: int) -> bool:
+    """Tell whether features are stored: of training rows, where there are some, if asked for."""
+    if split != TRAIN or not spec.config.features:
+        return False
+    return len(routed_rows(manifest, TRAIN, spec.route)) > 0
 
 
 def feature_parts(

@@ -153,7 +153,7 @@ def current_stores(project: Project) -> frozenset[Path]:
     features = {
         feature_path(project, spec.name, feature_parts(project, spec, manifest))
         for spec in ready
-        if has_features(spec, TRAIN)
+        if has_features(spec, manifest, TRAIN)
     }
     return frozenset(labels | features)
 
@@ -195,7 +195,7 @@ def missing_work(
         ]
     counts = np.bincount(rows // shard_rows) if len(rows) else np.zeros(0, np.int64)
     labels = set(pairs)
-    if has_features(spec, split):
+    if has_features(spec, manifest, split):
         weights = str(schema.fingerprint_parts["weights"])
         own = open_feature_store(project, spec, manifest, shard_rows, weights=weights)
         pairs += pairs_of_labels(own, spec, manifest, shard_rows, schema.num_views)
