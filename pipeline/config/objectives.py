@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -57,6 +58,10 @@ class BlockSimilarity(Settings):
     )
     weight: float = Field(0.05, gt=0)
 
+    def is_compared_with(self, teacher: str, array: str) -> bool:
+        """Tell whether an array of a teacher's stored features is meant."""
+        return self.feature in (array, f"{teacher}/{array}")
+
 
 class Adversarial(Settings):
     """Discriminators that tell the student from its teachers, and the student's gain in hiding."""
@@ -85,6 +90,34 @@ class Meal(Settings):
     def reads(self) -> frozenset[str]:
         """Features are opened only where a block is compared."""
         return frozenset({"soft", "features"} if self.blocks else {"soft"})
+
+    def teaches(self, teacher: str) -> bool:
+        """Tell whether a teacher of the project is one of the student's."""
+        return self.teachers is None or teacher in self.teachers
+
+    def problems_with(self, features: Mapping[str, Collection[str]]) -> list[str]:
+        """Return one sentence per name that the project does not have.
+
+        Args:
+            features: Teacher -> names of what is stored of its blocks.
+        """
+        unknown = sorted(set(self.teachers or ()) - set(features))
+        problems = []
+        if unknown:
+            problems.append(
+                f"student.objective.teachers must be among {sorted(features)}, got {unknown}"
+            )
+        stored = [
+            (name, array) for name in features if self.teaches(name) for array in features[name]
+        ]
+        for block in self.blocks:
+            if not any(block.is_compared_with(name, array) for name, array in stored):
+                problems.append(
+                    "student.objective.blocks: feature must be one of "
+                    f"{sorted({array for _, array in stored})}, got {block.feature!r}; list it "
+                    "under teachers[].features"
+                )
+        return problems
 
 
 ObjectiveConfig = Annotated[

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from pipeline.config.base import Location, Settings
 from pipeline.config.data import DataConfig, LabelNoise
+from pipeline.config.objectives import Meal
 from pipeline.config.student import StudentConfig
 from pipeline.config.teachers import LabelConfig, SpecialistConfig, TeacherConfig
 from storage_schemas.errors import ConfigError
@@ -48,9 +49,11 @@ class Project(Settings):
         if doubles:
             raise ValueError(f"teachers: names must differ, got {doubles} more than once")
         objective = self.student.objective
-        unknown = sorted(set(getattr(objective, "teachers", None) or ()) - set(names))
-        if unknown:
-            raise ValueError(f"student.objective.teachers must be among {names}, got {unknown}")
+        if isinstance(objective, Meal):
+            kept = {teacher.name: [f.name for f in teacher.features] for teacher in self.teachers}
+            problems = objective.problems_with(kept)
+            if problems:
+                raise ValueError("; ".join(problems))
         temperature = getattr(objective, "temperature", None)
         if temperature is not None and temperature not in self.labels.temperatures:
             raise ValueError(

@@ -218,25 +218,15 @@ def _features_of(block: BlockSimilarity, config: Meal, context: LabelContext) ->
     found = {}
     for name in context.features:
         teacher, _, array = name.partition("/")
-        taught = config.teachers is None or teacher in config.teachers
-        if block.feature in (name, array) and taught and teacher in context.teachers:
+        if config.teaches(teacher) and block.is_compared_with(teacher, array):
             found[name] = context.teachers.index(teacher)
-    if not found:
-        raise ConfigError(
-            "student.objective.blocks",
-            [
-                f"feature must be one of {sorted(context.features)}, got {block.feature!r}; list "
-                "it under teachers[].features and run `concentrate label`"
-            ],
-        )
     return found
 
 
 def _grid(features: Mapping[str, int], context: LabelContext) -> tuple[int, int]:
     """Return the one (height, width) of some stored features."""
     shapes = {name: context.features[name] for name in features}
-    first = next(iter(shapes.values()))
-    if first[0] != 1 or len(set(shapes.values())) > 1:
+    if len(set(shapes.values())) != 1 or next(iter(shapes.values()))[0] != 1:
         raise ConfigError(
             "student.objective.blocks",
             [
@@ -245,22 +235,15 @@ def _grid(features: Mapping[str, int], context: LabelContext) -> tuple[int, int]
                 "TEACHER/ARRAY of each teacher as a block of its own"
             ],
         )
-    return first[1:]
+    return next(iter(shapes.values()))[1:]
 
 
 def _groups(config: Meal, context: LabelContext) -> Tensor:
     """Return (M,) the first teacher with the same support; -1 for one that does not teach."""
-    if config.teachers is not None:
-        unknown = [name for name in config.teachers if name not in context.teachers]
-        if unknown:
-            raise ConfigError(
-                "student.objective.teachers",
-                [f"must be among those with labels, {list(context.teachers)}, got {unknown}"],
-            )
     first: dict[tuple[int, ...], int] = {}
     groups = []
     for index, support in enumerate(context.supports):
         group = first.setdefault(tuple(support.tolist()), index)
-        taught = config.teachers is None or context.teachers[index] in config.teachers
-        groups.append(group if taught else -1)
+        named = config.teachers is None or config.teaches(context.teachers[index])
+        groups.append(group if named else -1)
     return torch.tensor(groups, dtype=torch.int64)

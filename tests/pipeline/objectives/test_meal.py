@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.config import Adversarial, BlockSimilarity, Meal, TrainingConfig
+from pipeline.config import Adversarial, BlockSimilarity, Meal, TrainingConfig, load_project
 from pipeline.data.epoch_order import BatchOrder
 from pipeline.data.loader import BatchDataset
-from pipeline.models.discriminators import Discriminator, discriminate, reverse_gradient
 from pipeline.numerics import SoftLabelBatch
 from pipeline.objectives import build_objective
 from pipeline.objectives.base import (
@@ -29,6 +29,7 @@ from pipeline.training.fit import fit
 from pipeline.training.optimization import build_optimizer
 from storage_schemas.errors import ConfigError, TrainingError
 
+SHIPPED = Path(__file__).parents[3] / "flows" / "configs" / "meal.yaml"
 B, C, K = 8, 10, 4
 CONTEXT = LabelContext(
     num_classes=C,
@@ -140,48 +141,6 @@ def test_maps_of_several_teachers_are_averaged_as_they_are_compared() -> None:
     torch.testing.assert_close(terms["similarity_loss"], 0.5 * functional.cross_entropy(maps, mean))
 
 
-def test_gradient_is_reversed() -> None:
-    """Values pass as they are; gradients come back times -weight."""
-    values = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
-    passed = reverse_gradient(values, 0.25)
-    assert torch.equal(passed, values)
-    passed.square().sum().backward()
-    torch.testing.assert_close(values.grad, -0.25 * 2 * values.detach())
-
-
-def test_discriminator_descends_and_the_student_climbs() -> None:
-    """One backward pass gives the discriminator its gradient and the student -weight of its own."""
-    torch.manual_seed(0)
-    discriminator = Discriminator(6)
-    teacher, said = torch.randn(B, 6), torch.randn(B, 6, requires_grad=True)
-    plain = functional.binary_cross_entropy_with_logits(
-        torch.cat([discriminator(said), discriminator(teacher)]),
-        torch.cat([torch.zeros(B), torch.ones(B)]),
-    )
-    expected = torch.autograd.grad(plain, [said, *discriminator.parameters()])
-    loss, right = discriminate(discriminator, said, teacher, 0.3)
-    torch.testing.assert_close(loss.mean(), plain)
-    found = torch.autograd.grad(loss.mean(), [said, *discriminator.parameters()])
-    torch.testing.assert_close(found[0], -0.3 * expected[0])
-    for own, wanted in zip(found[1:], expected[1:], strict=True):
-        torch.testing.assert_close(own, wanted)
-    assert 0 <= float(right.mean()) <= 1
-
-
-def test_discriminator_is_not_bounded_by_a_last_relu() -> None:
-    """Its loss falls far below the 0.3466 at which that of the released code rests."""
-    torch.manual_seed(0)
-    discriminator = Discriminator(8)
-    teacher, said = torch.randn(64, 8) + 2, torch.randn(64, 8) - 2
-    optimizer = torch.optim.SGD(discriminator.parameters(), 0.5)
-    for _ in range(200):
-        loss = discriminate(discriminator, said, teacher, 0.1)[0].mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.05 < math.log(2) / 2
-
-
 def test_discriminator_sees_the_stored_classes_alone() -> None:
     """What the student says of other classes, and the label's even tail, are hidden from it."""
     settings = {"teachers": ["wide"], "adversarial": Adversarial(classes=6)}
@@ -216,11 +175,7 @@ def test_all_parameters_are_registered_and_train_at_their_own_rate() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    """Unknown teachers and features, mixed grids, and a mean over other classes are named."""
-    with pytest.raises(ConfigError, match=r"among those with labels, \['wide', .*got \['high'\]"):
-        meal(teachers=["high"])
-    with pytest.raises(ConfigError, match=r"one of \['deep/body.*got 'tail.channel_mean'; list"):
-        meal(blocks=[BlockSimilarity(student="body", feature="tail.channel_mean")])
+    """Mixed grids, a mean over other classes, and missing features are named."""
     mixed = LabelContext(
         num_classes=C,
         vertical_of=CONTEXT.vertical_of,
@@ -236,6 +191,19 @@ def test_what_does_not_fit_is_refused() -> None:
         meal(teacher="mean")(student(), wanted)
     with pytest.raises(TrainingError, match=r"needs block features, got none: list what to keep"):
         meal(blocks=[BLOCK])(student(), TargetBatch(soft=targets().soft))
+
+
+def test_names_are_checked_with_the_project() -> None:
+    """Teachers and features that the project does not have are found before anything runs."""
+    settings = Meal(name="meal", teachers=("high", "wide"), blocks=(BLOCK,))
+    problems = settings.problems_with(
+        {"wide": ["tail.channel_mean"], "deep": ["body.channel_mean"]}
+    )
+    assert problems[0] == "student.objective.teachers must be among ['deep', 'wide'], got ['high']"
+    assert "one of ['tail.channel_mean'], got 'body.channel_mean'" in problems[1]
+    assert not Meal(name="meal", blocks=(BLOCK,)).problems_with({"deep": ["body.channel_mean"]})
+    with pytest.raises(ConfigError, match=r"teachers must be among .*'wide'\], got \['nobody'\]"):
+        load_project(SHIPPED, ["student.objective.teachers=[nobody]"])
 
 
 class TinyStudent(nn.Module):
