@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
+from torch import nn
 
 from pipeline.config import StudentConfig
-from pipeline.models.backbones import glyph_resnet
+from pipeline.models.backbones import glyph_resnet, glyph_vgg
 from pipeline.models.student import build_student
 from storage_schemas.errors import ConfigError
 from storage_schemas.label_space import LabelSpace
@@ -54,10 +56,11 @@ def test_input_that_does_not_fit_is_found_at_once() -> None:
         build_student(StudentConfig(**wrong), SPACE)
 
 
+@pytest.mark.parametrize("network", [glyph_resnet, glyph_vgg])
 @pytest.mark.parametrize("size", [24, 32, 33, 64])
-def test_glyph_resnet_takes_other_sizes(size: int) -> None:
-    """The 4x4 grid is reached from any image of at least 24 pixels."""
-    assert glyph_resnet(5, width=8)(torch.randn(2, 1, size, size)).shape == (2, 5)
+def test_glyph_networks_take_other_sizes(network: Callable[..., nn.Module], size: int) -> None:
+    """The last grid is reached from any image of at least 24 pixels."""
+    assert network(5, width=8)(torch.randn(2, 1, size, size)).shape == (2, 5)
 
 
 def test_glyph_resnet_refuses_odd_widths() -> None:
