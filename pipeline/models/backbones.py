@@ -93,20 +93,19 @@ def _plain_block(inputs: int, outputs: int) -> nn.Sequential:
         nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
-        nn.MaxPool2d(2, ceil_mode=True),
     )
 
 
 class GlyphVGG(nn.Module):
     """Convolutions and maxima without shortcuts (Simonyan & Zisserman 2015, arXiv 1409.1556).
 
-    A stem of stride 2 and three blocks, whose grids are 8, 4 and 2 wide. The features are the last
-    grid, flattened.
+    A stem of stride 2 and three blocks of 1/2, 1 and 2 times the width, with maxima between them.
+    The features are the last block's 4x4 grid, flattened, as in `GlyphResNet`.
 
     Args:
         num_classes: Outputs of `fc`.
         in_channels: 1 for gray images.
-        width: Channels of the second block, an even number; there are 8 times as many features.
+        width: Channels of the second block, an even number; there are 32 times as many features.
         dropout: Share of the features dropped in training.
     """
 
@@ -121,12 +120,14 @@ class GlyphVGG(nn.Module):
         )
         self.blocks = nn.Sequential(
             _plain_block(width // 2, width // 2),
+            nn.MaxPool2d(2, ceil_mode=True),
             _plain_block(width // 2, width),
+            nn.MaxPool2d(2, ceil_mode=True),
             _plain_block(width, 2 * width),
         )
-        self.pool = nn.AdaptiveAvgPool2d(2)
+        self.pool = nn.AdaptiveAvgPool2d(4)
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(4 * 2 * width, num_classes)
+        self.fc = nn.Linear(16 * 2 * width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (B, num_classes) logits of (B, in_channels, S, S) images."""

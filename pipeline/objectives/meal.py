@@ -44,8 +44,8 @@ from storage_schemas.errors import ConfigError, TrainingError
 class MealObjective(Objective):
     """`kd_loss`; `similarity_loss` of the blocks; `adversarial_loss` of the discriminators.
 
-    `adversarial_loss` is the mean of the discriminators' own losses: ln 2 = 0.693 where student
-    and teacher look alike, and 0 where they are always told apart.
+    `adversarial_loss` is the discriminators' own, the mean over all that they look at: ln 2 =
+    0.693 where student and teacher look alike, and 0 where they are always told apart.
     """
 
     def __init__(self, config: Meal, context: LabelContext) -> None:
@@ -175,17 +175,20 @@ class MealObjective(Objective):
             scale = student.shape[1] if config.similarity == "cross_entropy" else 1
             seen = comparable(student, config.similarity)
             pairs.append((scale * seen, scale * target, known))
-        losses, shares = [], []
+        losses, shares, counts = [], [], []
         for discriminator, (student, teacher, known) in zip(
             self.discriminators, pairs, strict=True
         ):
             assert isinstance(discriminator, Discriminator)
             loss, right = discriminate(discriminator, student, teacher, config.adversarial.weight)
-            losses.append(batch_mean((loss * known).sum(), known.sum()))
-            shares.append(batch_mean((right * known).sum(), known.sum()))
+            losses.append((loss * known).sum())
+            shares.append((right * known).sum())
+            counts.append(known.sum())
+        # Over what was there to look at: the teacher drawn may lack a block.
+        count = torch.stack(counts).sum()
         return {
-            "adversarial_loss": torch.stack(losses).mean(),
-            "discriminator_accuracy": torch.stack(shares).mean().detach(),
+            "adversarial_loss": batch_mean(torch.stack(losses).sum(), count),
+            "discriminator_accuracy": batch_mean(torch.stack(shares).sum(), count).detach(),
         }
 
 

@@ -160,6 +160,18 @@ def test_discriminator_sees_the_stored_classes_alone() -> None:
     assert undecided >= math.log(2) - 1e-6
 
 
+def test_discriminators_count_only_what_they_look_at() -> None:
+    """Where no teacher of a batch has the block, the discriminator of the logits stands alone."""
+    wanted, output = targets(), student()
+    for stored in wanted.features.values():
+        stored.present.fill_(False)
+    found = meal(blocks=[BLOCK], adversarial=Adversarial())(output, wanted)
+    alone = meal(adversarial=Adversarial())(output, wanted)
+    for name in ("adversarial_loss", "discriminator_accuracy"):
+        torch.testing.assert_close(found[name], alone[name])
+    assert found["similarity_loss"].item() == 0
+
+
 def test_all_parameters_are_registered_and_train_at_their_own_rate() -> None:
     """Every discriminator's weights are the objective's, get a gradient, and have its rate."""
     objective = meal(blocks=[BLOCK], adversarial=Adversarial(lr=0.007))
