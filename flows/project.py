@@ -12,6 +12,9 @@ from pipeline.data import load_label_space, load_manifest, update_manifest
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import Manifest
 
+# Stages that begin together take turns at listing the images, which may be many.
+LISTING_SECONDS = 3600.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
@@ -37,7 +40,11 @@ def load(config: str, overrides: list[str]) -> Loaded:
         return reload(config, overrides)
     project = load_project(config, overrides)
     with bar("images listed") as line:
-        update = update_manifest(project, progress=lambda done, total: line.set(done, total))
+        update = update_manifest(
+            project,
+            progress=lambda done, total: line.set(done, total),
+            wait_seconds=LISTING_SECONDS,
+        )
     return Loaded(
         project=project,
         manifest=update.manifest,

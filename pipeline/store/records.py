@@ -46,7 +46,9 @@ def written_places(
         else:
             listed = _bucket_places(path / name / "c")
         found.update(
-            (int(view), int(shard)) for view, shard in listed if _is_index(view) and _is_index(shard)
+            (int(view), int(shard))
+            for view, shard in listed
+            if _is_index(view) and _is_index(shard)
         )
     views, shards = schema.num_views, schema.num_shards
     return sorted(place for place in found if place[0] < views and place[1] < shards)

@@ -11,6 +11,7 @@ import gzip
 import os
 import zlib
 from collections.abc import Callable
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +112,8 @@ class ShardFiles:
         try:
             plain = self._has_plain_records()
             places = written_places(self.path, self.schema, ["commits"])
-            if plain:
-                records = dict(read_records(self.path, places))
-            else:
-                records = dict.fromkeys(places)
-            for place, record in records.items():
+            records = read_records(self.path, places) if plain else zip(places, repeat(None))
+            for place, record in records:
                 with contextlib.suppress(*DECODING_ERRORS):
                     table[place] = record or self._array("commits")[place]
         except storage_errors() as error:  # not the same as damaged: it must not be labelled again
