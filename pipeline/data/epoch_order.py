@@ -21,35 +21,24 @@ def _generator(seed: int, epoch: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, epoch]))
 
 
-def shuffled_rows(
+def shuffled_windows(
     rows: Rows, *, seed: int, epoch: int, shard_rows: int | None = None, window_shards: int = 4
-) -> Rows:
-    """Return the rows of one epoch in shuffled order.
+) -> Iterator[Rows]:
+    """Yield the rows of one epoch in shuffled order, window by window.
+
+    Beside the rows it takes the memory of one window.
 
     Args:
         rows: (N,) ascending rows.
         seed: Of the run.
         epoch: From 0.
-        shard_rows: None: exact global shuffle. Else shards are shuffled, and rows are shuffled
-            inside windows of `window_shards` consecutive shards of that order, so that a reader
-            needs no more than that many shards at a time.
+        shard_rows: None: exact global shuffle, in one window. Else shards are shuffled, and rows
+            are shuffled inside windows of `window_shards` consecutive shards of that order, so
+            that a reader needs no more than that many shards at a time.
         window_shards: Shards in a window.
 
-    Returns:
-        (N,) a permutation of `rows`.
-    """
-    windows = shuffled_windows(
-        rows, seed=seed, epoch=epoch, shard_rows=shard_rows, window_shards=window_shards
-    )
-    return np.concatenate(list(windows))
-
-
-def shuffled_windows(
-    rows: Rows, *, seed: int, epoch: int, shard_rows: int | None, window_shards: int = 4
-) -> Iterator[Rows]:
-    """Yield the rows of one epoch in shuffled order, window by window (see `shuffled_rows`).
-
-    Beside the rows it takes the memory of one window.
+    Yields:
+        Together a permutation of `rows`.
     """
     generator = _generator(seed, epoch)
     if shard_rows is None:
@@ -80,7 +69,7 @@ class BatchOrder:
         rank: Of this process.
         world_size: Processes that share each batch: rank r takes a run of neighbouring images of
             it, one more or fewer than another rank where they do not divide evenly.
-        shard_rows: See `shuffled_rows`.
+        shard_rows: See `shuffled_windows`.
         available: (N, views) bool, which stored views each row has, at least one; None: all.
     """
 

@@ -252,7 +252,9 @@ class ShardFiles:
         try:
             file = shard_file(self.path, "ids", view, shard)
             content = read_whole(file, largest=largest_bytes(self._form("ids")))
-        except (ValueError, *storage_errors()):
+        except ValueError:
+            return None
+        except storage_errors():
             return None
         return decode_shard_bytes(
             content,

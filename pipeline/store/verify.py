@@ -126,7 +126,9 @@ def damaged_shards(
     expected = np.diff(np.searchsorted(np.zeros(0, np.int64) if rows is None else rows, edges))
     # Of most shards of a large store nothing was written: a listing says so for all of them.
     places = set(written_places(store.path, store.schema))
-    places.update((view, shard) for shard in np.flatnonzero(expected) for view in range(views))
+    places.update(
+        (view, shard) for shard in np.flatnonzero(expected).tolist() for view in range(views)
+    )
     found = {
         (view, shard): shard_problems(store, view, shard, depth, int(expected[shard]))
         for view, shard in sorted(places)
