@@ -1,4 +1,4 @@
-"""The quick form of `benchmarks/billion_rows.py`: memory and time do not grow with absent shards."""
+"""The quick form of `benchmarks/billion_rows.py`: what is absent costs nothing."""
 
 from __future__ import annotations
 

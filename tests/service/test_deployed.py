@@ -147,12 +147,17 @@ def test_a_cancelled_run_lets_go_and_its_rerun_goes_on(
 ):
     """Cancelled while it trains: marked so, the lock is free, and the rerun resumes."""
     settings = {
-        "overrides": ["student.name=long", "student.epochs=150", "student.checkpoint_every_steps=5"]
+        "overrides": ["student.name=long", "student.epochs=300", "student.checkpoint_every_steps=5"]
     }
     run = server.start(f"train-student/{name}", **settings)
     folder = deployed / "work" / "students" / "long"
-    # A run that an event has started may be ahead of it in the queue.
-    wait(lambda: list(folder.glob("*/checkpoints/step-*.pt")), 150, "a checkpoint")
+
+    def begun() -> bool:
+        state = server.ask(f"flow_runs/{run}")["state"]
+        assert state["type"] not in ("COMPLETED", "FAILED", "CRASHED"), state["message"]
+        return any(folder.glob("*/checkpoints/step-*.pt"))
+
+    wait(begun, 150, "a checkpoint")
     server.ask(
         f"flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}}
     )
