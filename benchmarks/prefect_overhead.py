@@ -112,6 +112,12 @@ def flows(seconds: float) -> tuple[Any, Any]:
     return label_teachers, bare
 
 
+def _cpu_seconds(server: psutil.Process) -> float:
+    """Return the CPU time of a server and of its children so far."""
+    times = [process.cpu_times() for process in (server, *server.children(recursive=True))]
+    return sum(time.user + time.system for time in times)
+
+
 def _rows(database: Path) -> dict[str, int]:
     """Return the rows of the server's tables, and the bytes that are in use."""
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
@@ -144,7 +150,7 @@ def measured(home: Path, rounds: int, seconds: float) -> dict[str, Any]:
         flow, bare = flows(seconds)
         flow(2)  # imports, connections, tables
         database = home / "prefect.db"
-        before, cpu = _settled_rows(database), server.cpu_times()
+        before, cpu = _settled_rows(database), _cpu_seconds(server)
         walls: dict[str, list[float]] = {"bare": [], "flow": [], "inside": []}
         for turn in range(rounds):
             for name in ("bare", "flow") if turn % 2 else ("flow", "bare"):
@@ -154,13 +160,13 @@ def measured(home: Path, rounds: int, seconds: float) -> dict[str, Any]:
                 if name == "flow":
                     walls["inside"].append(inside)
                 print(f"  round {turn}: {name}", file=sys.stderr)
-        after, later = _settled_rows(database), server.cpu_times()
+        after, later = _settled_rows(database), _cpu_seconds(server)
     tasks = rounds * TASKS
     pairs = zip(walls["flow"], walls["inside"], walls["bare"], strict=True)
     costs = [((inside - alone) / TASKS, whole - inside) for whole, inside, alone in pairs]
     each = statistics.median(cost for cost, _ in costs)
     fixed = statistics.median(cost for _, cost in costs)
-    server_cpu = (later.user + later.system - cpu.user - cpu.system) / tasks
+    server_cpu = (later - cpu) / tasks
     work = TASKS * TASK_SECONDS
     share = (TASKS * each + fixed) / work
     with_cpu = share + TASKS * server_cpu / work
