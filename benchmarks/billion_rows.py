@@ -1,5 +1,7 @@
 """A store with room for a billion rows: opened, planned, resumed, checked, streamed.
 
+The manifest is not: its rows are in memory, so what a row takes there is measured on a million.
+
 The store is one of a hundred teachers of 1,000 classes each: it labels a hundredth of the rows, and
 a few of its shards are really written. Each part runs in a process of its own; the memory of a step
 is the kernel's high-water mark (VmHWM), set back before the step. `ru_maxrss` would not do: Linux
@@ -22,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from pipeline.data.epoch_order import BatchOrder
+from pipeline.data.manifest_files import load_manifest, save
 from pipeline.store import (
     SoftLabelStore,
     create_soft_labels,
@@ -33,10 +37,13 @@ from pipeline.store import (
     verify_store,
 )
 from pipeline.store.coverage import missing_labels
+from storage_schemas.label_space import LabelSpace
+from storage_schemas.manifest import DIGEST_BYTES, TRAIN, Manifest
 from storage_schemas.soft_labels import SoftLabelSchema
 
 TEACHERS, CLASSES, K = 100, 100_000, 16
 BATCH = 256
+MANIFEST_ROWS = 10**6
 TARGET_SECONDS, TARGET_BYTES = 2.0, 300 * 2**20
 NONE = np.zeros(0, np.int64)
 
@@ -172,6 +179,35 @@ def resume(path: Path, shards: int, batches: int) -> dict[str, Any]:
     }
 
 
+def write_manifest(workspace: Path, rows: int) -> dict[str, Any]:
+    """Write a manifest whose keys are as long as paths of images are."""
+    manifest = Manifest.empty().appended(
+        keys=(f"images/middle/class_0000/{i:011d}.jpg" for i in range(rows)),
+        labels=np.zeros(rows, np.int32),
+        splits=np.zeros(rows, np.uint8),
+        digests=np.random.default_rng(0).integers(0, 256, (rows, DIGEST_BYTES)).astype(np.uint8),
+    )
+    save(workspace, manifest, LabelSpace(classes=("middle/0",)), {}, {})
+    size = sum(file.stat().st_size for file in workspace.rglob("*") if file.is_file())
+    return {"file_bytes_per_row": round(size / rows, 1)}
+
+
+def read_manifest(workspace: Path, rows: int) -> dict[str, Any]:
+    """Load the manifest, as every process that plans, labels or trains does."""
+    steps = Steps()
+    steps.run("load a small one", lambda: load_manifest(workspace / "small"))
+    before = psutil.Process().memory_info().rss
+    manifest = steps.run("load", lambda: load_manifest(workspace))
+    held = psutil.Process().memory_info().rss - before
+    steps.run("rows of a class", lambda: manifest.rows(TRAIN))
+    return {
+        "rows": rows,
+        "bytes_per_row": round(held / rows, 1),
+        "peak_bytes_per_row": round((steps.found["load"]["peak_mb"] * 2**20 - before) / rows, 1),
+        "seconds_per_million_rows": round(1e6 * steps.found["load"]["seconds"] / rows, 3),
+    }
+
+
 def part(name: str, *arguments: object) -> dict[str, Any]:
     """Run a part in a process of its own."""
     command = [sys.executable, __file__, "--part", json.dumps([name, *map(str, arguments)])]
@@ -185,6 +221,9 @@ def measured(folder: Path, rows: int, views: int, shards: int, batches: int) -> 
     made = part("create", path, rows, views, shards)
     found = part("resume", path, shards, batches)
     steps = found["steps"]
+    made_manifest = part("write_manifest", folder / "workspace", MANIFEST_ROWS)
+    part("write_manifest", folder / "workspace" / "small", 100)
+    read = part("read_manifest", folder / "workspace", MANIFEST_ROWS)
     chosen = [steps[name] for name in ("open", "plan", "write a shard")]
     seconds = round(sum(step["seconds"] for step in chosen), 3)
     peak = max(step["peak_mb"] for step in chosen)
@@ -195,6 +234,7 @@ def measured(folder: Path, rows: int, views: int, shards: int, batches: int) -> 
         "classes": CLASSES,
         "create": made["steps"],
         "resume": found,
+        "manifest": read | made_manifest,
         "open_plan_resume": {"seconds": seconds, "peak_mb": peak},
         "targets": {
             f"open, plan and resume under {TARGET_SECONDS:.0f} s": seconds < TARGET_SECONDS,
@@ -213,7 +253,8 @@ def main() -> None:
     given = parser.parse_args()
     if given.part:
         name, path, *numbers = json.loads(given.part)
-        work = {"create": create, "resume": resume}[name]
+        parts = (create, resume, write_manifest, read_manifest)
+        work = next(function for function in parts if function.__name__ == name)
         print(json.dumps(work(Path(path), *map(int, numbers))))
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.store import shard_layout
-from storage_schemas.manifest import DIGEST_BYTES
 from storage_schemas.soft_labels import SoftLabelSchema
 
 RESULTS = Path(__file__).parent / "results"
 K = 16
-KEY_CHARACTERS = 40
 WINDOW_SHARDS = 4  # BatchOrder's default
 LABELS_PER_TASK = 1 << 18  # flows/label_teachers.py; a task holds at least one shard, all views
 RESNET_50_GPU = 3_000.0  # images a second: an assumption, not measured here
@@ -86,12 +84,6 @@ def schema_of(plan: Plan) -> SoftLabelSchema:
     )
 
 
-def manifest_bytes_per_row() -> dict[str, int]:
-    """Return what a row of the manifest takes in memory."""
-    # A pointer and a str of ASCII characters; label, split, digest, append, retired.
-    return {"key": 8 + 41 + KEY_CHARACTERS, "columns": 4 + 1 + DIGEST_BYTES + 4 + 1}
-
-
 def lines(plan: Plan) -> list[Line]:
     """Return the table."""
     stored, prefect, billion = (
@@ -107,7 +99,8 @@ def lines(plan: Plan) -> list[Line]:
     shards_per_task = max(1, round(LABELS_PER_TASK / (schema.shard_rows * plan.views)))
     tasks = plan.teachers * -(-shards_each // shards_per_task)
     labels_per_task = plan.labels / tasks
-    per_row = manifest_bytes_per_row()
+    manifest = billion["manifest"]
+    loading = plan.images / 1e6 * manifest["seconds_per_million_rows"]
     shard_bytes = schema.shard_rows * 48  # 16 ids of 2 bytes, 16 gaps of 1
     window = WINDOW_SHARDS * plan.views * shard_bytes
     task_seconds = labels_per_task / RESNET_50_GPU
@@ -115,7 +108,7 @@ def lines(plan: Plan) -> list[Line]:
         tasks * (prefect["seconds_per_task"] + prefect["server_cpu_seconds_per_task"])
         + plan.teachers * prefect["seconds_per_run"]
     )
-    teacher_hours = plan.labels / RESNET_50_GPU / 3600
+    hours = plan.labels / RESNET_50_GPU / 3600
     planned = billion["open_plan_resume"]
     return [
         Line(
@@ -164,7 +157,7 @@ def lines(plan: Plan) -> list[Line]:
         Line(
             what="Prefect's time",
             value=f"{prefect_seconds / 3600:.2f} h, "
-            f"{100 * prefect_seconds / 3600 / teacher_hours:.2f} % of {teacher_hours:.0f} GPU hours",
+            f"{100 * prefect_seconds / 3600 / hours:.2f} % of {hours:.0f} GPU hours",
             source=f"prefect_overhead.json, server's CPU included; {RESNET_50_GPU:,.0f} images/s "
             f"assumed, so {task_seconds:.0f} s a task",
         ),
@@ -176,10 +169,12 @@ def lines(plan: Plan) -> list[Line]:
             f"{billion['resume']['shards']['of_the_teacher']} of them the teacher's",
         ),
         Line(
-            what="manifest in memory, every process that plans, labels or trains",
-            value=f"{plan.images * sum(per_row.values()) / 1e9:.0f} GB",
-            source=f"manifest.py: {per_row['columns']} bytes of columns and {per_row['key']} of "
-            f"key ({KEY_CHARACTERS} characters) a row",
+            what="manifest in every process that plans, labels or trains",
+            value=f"{plan.images * manifest['peak_bytes_per_row'] / 1e9:.0f} GB, "
+            f"{loading / 60:.0f} min to load",
+            source=f"billion_rows.json: {manifest['peak_bytes_per_row']:.0f} bytes and "
+            f"{manifest['seconds_per_million_rows']:.1f} microseconds a row, of "
+            f"{manifest['rows']:,}",
         ),
         Line(
             what="labels in memory of a reader that streams",
@@ -202,10 +197,9 @@ def lines(plan: Plan) -> list[Line]:
 
 def markdown(found: list[Line]) -> str:
     """Return the table."""
-    head = ["| what | for the plan | from |", "| --- | --- | --- |"]
-    return "\n".join(
-        [*head, *(f"| {line.what} | {line.value} | {line.source} |" for line in found)]
-    )
+    cells = [("what", "for the plan", "from"), ("---", "---", "---")]
+    cells += [(line.what, line.value, line.source) for line in found]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def main() -> None:

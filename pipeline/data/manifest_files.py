@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -74,17 +75,17 @@ def load_manifest(workspace: Path) -> Manifest:
         for append, begin in zip(index["appends"], begins, strict=True)
     )
     rows = len(table)
-    digests = b"".join(table.column("digest").to_pylist())
     manifest = Manifest(
         keys=table.column("key").to_numpy().astype(np.object_),
         labels=table.column("label").to_numpy().astype(np.int32),
         splits=table.column("split").to_numpy().astype(np.uint8),
-        digests=np.frombuffer(digests, np.uint8).reshape(rows, DIGEST_BYTES),
+        digests=_digests(table.column("digest")),
         appends=np.repeat(np.arange(len(ends), dtype=np.int32), np.diff([0, *ends])),
         retired=np.zeros(rows, np.bool_),
         chains=tuple(append["chain"] for append in index["appends"]),
         append_ends=ends,
     )
+    del table
     problem = manifest.chain_problem()
     if problem is not None:
         raise ManifestError(f"{folder}: {problem}; a part was altered: {REBUILD}")
@@ -92,6 +93,15 @@ def load_manifest(workspace: Path) -> Manifest:
     if not (known & np.isin(manifest.splits, (TRAIN, TEST))).all():
         raise ManifestError(f"{folder}: a row has no class or split of the project; {REBUILD}")
     return manifest.with_retired(index["retired"])
+
+
+def _digests(column: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
+    """Return (N, 16) digests without an object for each."""
+    found = [np.empty((0, DIGEST_BYTES), np.uint8)]
+    for chunk in column.chunks:
+        values = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, DIGEST_BYTES)
+        found.append(values[chunk.offset : chunk.offset + len(chunk)])
+    return np.concatenate(found)
 
 
 def read_index(workspace: Path) -> dict[str, Any]:
