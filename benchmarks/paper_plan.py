@@ -188,6 +188,12 @@ def lines(plan: Plan) -> list[Line]:
             source="8 bytes a row (epoch_order.py)",
         ),
         Line(
+            what="memory of Prefect's server",
+            value=f"{prefect['server_memory_mb']} MB",
+            source=f"prefect_overhead.json, after {prefect['task_runs']} task runs; its rows are "
+            "on the disk",
+        ),
+        Line(
             what="states that one flow run keeps",
             value=f"{shards_each} tasks a teacher",
             source="a subflow a teacher; Prefect keeps a flow's states until it ends",

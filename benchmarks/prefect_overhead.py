@@ -118,6 +118,12 @@ def _cpu_seconds(server: psutil.Process) -> float:
     return sum(time.user + time.system for time in times)
 
 
+def _memory_bytes(server: psutil.Process) -> int:
+    """Return what a server and its children hold in memory."""
+    processes = (server, *server.children(recursive=True))
+    return sum(int(process.memory_info().rss) for process in processes)
+
+
 def _rows(database: Path) -> dict[str, int]:
     """Return the rows of the server's tables, and the bytes that are in use."""
     with sqlite3.connect(f"file:{database}?mode=ro", uri=True) as connection:
@@ -161,6 +167,7 @@ def measured(home: Path, rounds: int, seconds: float) -> dict[str, Any]:
                     walls["inside"].append(inside)
                 print(f"  round {turn}: {name}", file=sys.stderr)
         after, later = _settled_rows(database), _cpu_seconds(server)
+        held = _memory_bytes(server)
     tasks = rounds * TASKS
     pairs = zip(walls["flow"], walls["inside"], walls["bare"], strict=True)
     costs = [((inside - alone) / TASKS, whole - inside) for whole, inside, alone in pairs]
@@ -178,6 +185,7 @@ def measured(home: Path, rounds: int, seconds: float) -> dict[str, Any]:
         "seconds_per_task": round(each, 4),
         "seconds_per_run": round(fixed, 3),
         "server_cpu_seconds_per_task": round(server_cpu, 4),
+        "server_memory_mb": round(held / 2**20),
         "task_runs": after["task_runs"] - before["task_runs"],
         "events_per_task": round((after["events"] - before["events"]) / tasks, 2),
         "database_bytes_per_task": round((after["bytes"] - before["bytes"]) / tasks),

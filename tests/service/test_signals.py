@@ -34,7 +34,7 @@ def test_an_ended_command_is_a_cancelled_run(
     )
     try:
         teacher = project.parent / "work" / "teachers" / "shades"
-        wait(lambda: list(teacher.glob("*/metrics.csv")), 90, "training")
+        wait(lambda: list(teacher.glob("*/metrics.csv")), "training")
         time.sleep(1)
         # By name too: a check that is scheduled every minute may be running as well.
         mine = {"state": {"type": {"any_": ["RUNNING"]}}, "name": {"like_": project.stem}}
