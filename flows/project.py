@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 from prefect.runtime import flow_run
 
 from flows.progress import bar
 from pipeline.config import Project, load_project
-from pipeline.data import load_label_space, load_manifest, update_manifest
-from pipeline.data.manifest_files import read_index
-from storage_schemas.label_space import LabelSpace, canonical_digest
+from pipeline.data import load_label_space, update_manifest
+from pipeline.data.kept_manifest import current_manifest, keep_manifest
+from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import Manifest
 
 # Stages that begin together take turns at listing the images, which may be many.
@@ -48,12 +46,10 @@ def load(config: str, overrides: list[str]) -> Loaded:
             progress=lambda done, total: line.set(done, total),
             wait_seconds=LISTING_SECONDS,
         )
-    manifest = update.manifest
-    retired = np.flatnonzero(manifest.retired).tolist()
-    _keep(_state(project.workspace, manifest.digest, retired), manifest)
+    keep_manifest(project.workspace, update.manifest)
     return Loaded(
         project=project,
-        manifest=manifest,
+        manifest=update.manifest,
         space=update.label_space,
         quarantined=update.quarantined,
     )
@@ -69,27 +65,8 @@ def reload(config: str, overrides: list[str]) -> Loaded:
         ManifestError: If there is no sound manifest.
     """
     project = load_project(config, overrides)
-    index = read_index(project.workspace)
-    state = _state(project.workspace, index["appends"][-1]["chain"], index["retired"])
-    manifest = _kept.get(state)
-    if manifest is None:
-        manifest = load_manifest(project.workspace)
-        _keep(state, manifest)
-    space = load_label_space(project.workspace)
-    return Loaded(project=project, manifest=manifest, space=space)
-
-
-State = tuple[str, str, str]
-
-# The manifest that this process read last; at ten million rows each reading takes half a minute.
-_kept: dict[State, Manifest] = {}
-
-
-def _keep(state: State, manifest: Manifest) -> None:
-    _kept.clear()
-    _kept[state] = manifest
-
-
-def _state(workspace: Path, chain: str, retired: list[int]) -> State:
-    """Return what names the rows of a manifest, and which of them are in use."""
-    return str(workspace), chain, canonical_digest(retired)
+    return Loaded(
+        project=project,
+        manifest=current_manifest(project.workspace),
+        space=load_label_space(project.workspace),
+    )

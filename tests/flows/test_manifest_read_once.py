@@ -14,17 +14,17 @@ def test_a_process_reads_each_state_of_the_manifest_once(
     """Tasks after the listing share its rows; what another process changes since is seen."""
     from flows import project
     from pipeline.config import load_project
-    from pipeline.data import update_manifest
+    from pipeline.data import kept_manifest, update_manifest
 
     config = str(project_folder / "project.yaml")
     read: list[Any] = []
-    original = project.load_manifest
+    original = kept_manifest.load_manifest
 
     def spy(workspace: Path) -> Any:
         read.append(workspace)
         return original(workspace)
 
-    monkeypatch.setattr(project, "load_manifest", spy)
+    monkeypatch.setattr(kept_manifest, "load_manifest", spy)
     first = project.load(config, [])
     for _ in range(3):
         assert project.reload(config, []).manifest is first.manifest
