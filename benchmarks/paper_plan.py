@@ -63,7 +63,10 @@ class Line:
 
 def result(name: str) -> dict[str, Any]:
     """Return a measured result."""
-    found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        raise SystemExit(f"{path.name} has not been measured yet: run benchmarks/{name}.py first")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
 
 
