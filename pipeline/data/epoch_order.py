@@ -8,7 +8,6 @@ whatever the number of loader workers (DESIGN section 5).
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,34 +21,36 @@ def _generator(seed: int, epoch: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, epoch]))
 
 
-def shuffled_rows(
+def shuffled_windows(
     rows: Rows, *, seed: int, epoch: int, shard_rows: int | None = None, window_shards: int = 4
-) -> Rows:
-    """Return the rows of one epoch in shuffled order.
+) -> Iterator[Rows]:
+    """Yield the rows of one epoch in shuffled order, window by window.
+
+    Beside the rows it takes the memory of one window.
 
     Args:
         rows: (N,) ascending rows.
         seed: Of the run.
         epoch: From 0.
-        shard_rows: None: exact global shuffle. Else shards are shuffled, and rows are shuffled
-            inside windows of `window_shards` consecutive shards of that order, so that a reader
-            needs no more than that many shards at a time.
+        shard_rows: None: exact global shuffle, in one window. Else shards are shuffled, and rows
+            are shuffled inside windows of `window_shards` consecutive shards of that order, so
+            that a reader needs no more than that many shards at a time.
         window_shards: Shards in a window.
 
-    Returns:
-        (N,) a permutation of `rows`.
+    Yields:
+        Together a permutation of `rows`.
     """
     generator = _generator(seed, epoch)
     if shard_rows is None:
-        return generator.permutation(rows)
-    first = np.flatnonzero(np.diff(rows // shard_rows, prepend=-1))
-    shards = np.split(rows, first[1:])
-    order = generator.permutation(len(shards))
-    windows = [
-        np.concatenate([shards[i] for i in order[start : start + window_shards]])
-        for start in range(0, len(order), window_shards)
-    ]
-    return np.concatenate([generator.permutation(window) for window in windows])
+        yield generator.permutation(rows)
+        return
+    first, last = int(rows[0]) // shard_rows, int(rows[-1]) // shard_rows
+    edges = np.unique(np.searchsorted(rows, np.arange(first, last + 2) * shard_rows))
+    order = generator.permutation(len(edges) - 1)
+    for start in range(0, len(order), window_shards):
+        chosen = order[start : start + window_shards].tolist()
+        window = np.concatenate([rows[edges[i] : edges[i + 1]] for i in chosen])
+        yield generator.permutation(window)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class BatchOrder:
         rank: Of this process.
         world_size: Processes that share each batch: rank r takes a run of neighbouring images of
             it, one more or fewer than another rank where they do not divide evenly.
-        shard_rows: See `shuffled_rows`.
+        shard_rows: See `shuffled_windows`.
         available: (N, views) bool, which stored views each row has, at least one; None: all.
     """
 
@@ -117,12 +118,19 @@ class BatchOrder:
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Rows, Rows]]:
         """Yield (rows, views), each (batch,) int64, from a step of an epoch on."""
-        order = shuffled_rows(self.rows, seed=self.seed, epoch=epoch, shard_rows=self.shard_rows)
         size = self.images_per_batch
         mine = slice(*(size * (self.rank + end) // self.world_size for end in (0, 1)))
-        for step in range(first_step, self.steps_per_epoch):
-            rows = order[step * size : (step + 1) * size]
-            yield self._with_views(rows[mine], epoch)
+        skip = first_step * size
+        rest = self.rows[:0]
+        for window in shuffled_windows(
+            self.rows, seed=self.seed, epoch=epoch, shard_rows=self.shard_rows
+        ):
+            rows = np.concatenate([rest, window[skip:]]) if len(rest) or skip else window
+            skip = max(skip - len(window), 0)
+            whole = len(rows) - len(rows) % size
+            for start in range(0, whole, size):
+                yield self._with_views(rows[start : start + size][mine], epoch)
+            rest = rows[whole:]
 
     def _with_views(self, rows: Rows, epoch: int) -> tuple[Rows, Rows]:
         if self.fresh_views:
@@ -130,17 +138,11 @@ class BatchOrder:
         m = self.views_per_image
         draws = np.arange(m, dtype=np.int64)
         turn = epoch * m + draws[None, :] + rows[:, None]
-        if self._views_in_turn is None:
+        if self.available is None:
             views = turn % self.views
         else:
-            in_turn, counts = self._views_in_turn
-            at = np.searchsorted(self.rows, rows)[:, None]
-            views = in_turn[at, turn % counts[at]]
+            there = self.available[np.searchsorted(self.rows, rows)]
+            # The available views of each row first, ascending.
+            in_turn = np.argsort(~there, axis=1, kind="stable")
+            views = np.take_along_axis(in_turn, turn % there.sum(axis=1, keepdims=True), axis=1)
         return np.repeat(rows, m), self.first_view + views.reshape(-1)
-
-    @functools.cached_property
-    def _views_in_turn(self) -> tuple[Rows, Rows] | None:
-        """(N, views) each row's available views first, ascending, and (N,) how many they are."""
-        if self.available is None:
-            return None
-        return np.argsort(~self.available, axis=1, kind="stable"), self.available.sum(axis=1)

@@ -22,13 +22,13 @@ from pipeline.data.catalogue import open_source
 from pipeline.data.manifest_files import (
     QUARANTINE,
     Stamps,
-    exclusive,
     has_manifest,
     load_label_space,
     load_manifest,
     load_stamps,
     save,
 )
+from pipeline.data.manifest_lock import exclusive
 from pipeline.data.source import Sample, Source
 from storage_schemas.errors import ConcentrateError, DataError, UnreadableImageError
 from storage_schemas.label_space import LabelSpace
@@ -61,19 +61,22 @@ class ManifestUpdate:
     unchanged: int
 
 
-def update_manifest(project: Project, *, progress: Progress | None = None) -> ManifestUpdate:
+def update_manifest(
+    project: Project, *, progress: Progress | None = None, wait_seconds: float = 0
+) -> ManifestUpdate:
     """Bring the manifest of a project's workspace up to date with its source.
 
     Args:
         project: Its `data` and `workspace` count.
         progress: Called with (done, total) samples as they are read.
+        wait_seconds: For how long to wait for another process that is updating it.
 
     Raises:
         DataError: If the source cannot be opened, holds nothing readable, or repeats a key.
         ManifestError: If the manifest on disk is damaged, or another update is running.
     """
     workspace = project.workspace
-    with exclusive(workspace):
+    with exclusive(workspace, wait_seconds):
         source = open_source(project.data, workspace)
         old, space = Manifest.empty(), LabelSpace(classes=())
         if has_manifest(workspace):

@@ -25,6 +25,7 @@ from pipeline.store.documents import (
     write_attributes,
 )
 from pipeline.store.layout import ARRAYS, create_arrays, limit_problems
+from pipeline.store.row_reader import ShardCache
 from pipeline.store.soft_label_store import DEFAULT_CACHE_BYTES, SoftLabelStore
 from pipeline.workspace import inside
 from storage_schemas.errors import CorruptLabelError, SchemaMismatchError, StoreError
@@ -43,9 +44,7 @@ def stamped(schema: SoftLabelSchema) -> SoftLabelSchema:
     return schema.model_copy(update=filled)
 
 
-def create_soft_labels(
-    path: Path, schema: SoftLabelSchema, *, cache_bytes: int = DEFAULT_CACHE_BYTES
-) -> SoftLabelStore:
+def create_soft_labels(path: Path, schema: SoftLabelSchema) -> SoftLabelStore:
     """Create an empty store, never seen half made.
 
     On a disk it is made beside the final place and renamed. In a bucket its own metadata are put
@@ -54,7 +53,6 @@ def create_soft_labels(
     Args:
         path: Where it goes, e.g. labels/<teacher>/<fingerprint>.zarr.
         schema: What it says of itself. Library versions and the time are filled in when empty.
-        cache_bytes: Memory for shards that `read` and `fetch` have decompressed.
 
     Raises:
         SchemaMismatchError: If it would be larger than readers take on; lists every limit.
@@ -71,7 +69,7 @@ def create_soft_labels(
         _create_on_disk(path, schema) if is_local(path) else _create_in_place(path, schema)
     except storage_errors() as error:
         raise not_written(path, path.parent, error) from error
-    return SoftLabelStore(path, schema, schema.label_map, cache_bytes)
+    return SoftLabelStore(path, schema, schema.label_map, ShardCache(DEFAULT_CACHE_BYTES))
 
 
 def has_store(path: Path) -> bool:
@@ -164,7 +162,7 @@ def open_soft_labels(
     *,
     space: LabelSpace | None = None,
     expected: SoftLabelSchema | None = None,
-    cache_bytes: int = DEFAULT_CACHE_BYTES,
+    cache: ShardCache | None = None,
 ) -> SoftLabelStore:
     """Open a store, or say everything that keeps it from being the one that is expected.
 
@@ -173,7 +171,8 @@ def open_soft_labels(
         space: The label space into which classes are resolved by name; without it, global ids
             are those of the time when the store was made.
         expected: What the store must say of itself (see `SoftLabelSchema.validate`).
-        cache_bytes: Memory for shards that `read` and `fetch` have decompressed.
+        cache: Where shards that `read` and `fetch` have decompressed are kept, maybe with those
+            of other stores; one of its own of 256 MB when None.
 
     Raises:
         StoreError: If there is no store.
@@ -189,4 +188,4 @@ def open_soft_labels(
     if problems:
         raise SchemaMismatchError(str(path), problems)
     label_map = schema.label_map if space is None else schema.resolve(space)
-    return SoftLabelStore(path, schema, label_map, cache_bytes)
+    return SoftLabelStore(path, schema, label_map, cache or ShardCache(DEFAULT_CACHE_BYTES))

@@ -34,6 +34,7 @@ from pipeline.store.coverage import (
     shards_without,
 )
 from pipeline.store.opening import open_soft_labels, read_schema
+from pipeline.store.row_reader import ShardCache
 from pipeline.store.soft_label_store import SoftLabelStore
 from pipeline.workspace import Workspace, read_record, write_record
 from storage_schemas.errors import (
@@ -221,6 +222,7 @@ def open_published(
         SchemaMismatchError: If stores were made with other settings; lists every field.
     """
     workspace = Workspace(project.workspace)
+    cache = ShardCache(cache_bytes)
     stores: dict[str, SoftLabelStore] = {}
     problems: list[str] = []
     absent: list[str] = []
@@ -234,9 +236,7 @@ def open_published(
             absent.append(f"{config.name} (nothing published)")
             continue
         try:
-            store = open_soft_labels(
-                path, space=space, cache_bytes=cache_bytes // len(project.teachers)
-            )
+            store = open_soft_labels(path, space=space, cache=cache)
         except SchemaMismatchError as error:
             problems += [f"{config.name}: {problem}" for problem in error.problems]
             continue

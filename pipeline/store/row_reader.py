@@ -1,7 +1,7 @@
 """Rows of any shards and views, with the shards in use held in memory.
 
-In: `RowReader`, a cache of quantised shards and the gather over it. Left out: decoding
-(storage_schemas) and the order of rows (pipeline.data.epoch_order).
+In: `ShardCache`, quantised shards in memory, and `RowReader`, the gather over them. Left out:
+decoding (storage_schemas) and the order of rows (pipeline.data.epoch_order).
 
 Labels stay quantised in memory: 48 bytes a row at K = 16.
 """
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,19 +22,68 @@ from storage_schemas.errors import MissingLabelError, StoreError
 Rows = npt.NDArray[np.int64]
 
 
+Entry = tuple[int, Array, Array]
+"""First row, ids and gaps of a shard's labelled span."""
+
+
+class ShardCache:
+    """Decompressed shards of one or more stores, those used last.
+
+    Stores that are read together share one: a window of an epoch holds rows of a few teachers of
+    a hundred, and these need all of the memory.
+
+    Args:
+        size_bytes: Memory for shards; the one in use is always kept.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size_bytes = size_bytes
+        self._used = 0
+        self._entries: OrderedDict[tuple[Path, int, int], Entry] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Carry the size only; it is empty where it arrives."""
+        return type(self), (self._size_bytes,)
+
+    def get(self, place: tuple[Path, int, int]) -> Entry | None:
+        """Return a shard, or None when it is not in memory."""
+        with self._lock:
+            if place in self._entries:
+                self._entries.move_to_end(place)
+            return self._entries.get(place)
+
+    def put(self, place: tuple[Path, int, int], entry: Entry) -> None:
+        """Keep a shard, and drop those that were not used for longest."""
+        self.drop(place)
+        with self._lock:
+            self._entries[place] = entry
+            self._used += _entry_bytes(entry)
+            while self._used > self._size_bytes and len(self._entries) > 1:
+                self._used -= _entry_bytes(self._entries.popitem(last=False)[1])
+
+    def drop(self, place: tuple[Path, int, int]) -> None:
+        """Drop a shard."""
+        with self._lock:
+            entry = self._entries.pop(place, None)
+            self._used -= _entry_bytes(entry) if entry is not None else 0
+
+
+def _entry_bytes(entry: Entry) -> int:
+    return entry[1].nbytes + entry[2].nbytes
+
+
 class RowReader:
     """Gathers stored rows.
 
     Args:
         files: Of the store.
-        cache_bytes: Memory for decompressed shards; the one in use is always kept.
+        cache: Where its shards are kept.
     """
 
-    def __init__(self, files: ShardFiles, cache_bytes: int) -> None:
+    def __init__(self, files: ShardFiles, cache: ShardCache) -> None:
         self._files = files
-        self._cache_bytes = cache_bytes
-        self._cached: OrderedDict[tuple[int, int], tuple[int, Array, Array]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._cache = cache
         self._held: tuple[Rows, Array, Array] | None = None
         self._holds_all = True
 
@@ -51,13 +102,16 @@ class RowReader:
         """
         schema = self._files.schema
         ids, gaps = schema.empty(schema.num_views, len(rows))
-        shards = rows // schema.shard_rows
+        edges = np.searchsorted(rows, np.arange(schema.num_shards + 1) * schema.shard_rows)
         for view in range(schema.num_views):
             wanted = np.ones(len(rows), np.bool_) if views is None else views[:, view]
-            for shard in np.unique(shards[wanted]):
-                where = np.flatnonzero((shards == shard) & wanted)
-                shard_ids, shard_gaps = self._files.read(view, int(shard))
-                inside = rows[where] - int(shard) * schema.shard_rows
+            for shard in np.flatnonzero(np.diff(edges)).tolist():
+                low, high = edges[shard : shard + 2].tolist()
+                where = low + np.flatnonzero(wanted[low:high])
+                if not len(where):
+                    continue
+                shard_ids, shard_gaps = self._files.read(view, shard)
+                inside = rows[where] - shard * schema.shard_rows
                 ids[view, where], gaps[view, where] = shard_ids[inside], shard_gaps[inside]
             self._refuse_absent(ids[view, wanted], rows[wanted], np.full(wanted.sum(), view))
         self._held = (rows, ids, gaps)
@@ -65,17 +119,15 @@ class RowReader:
 
     def forget(self, view: int, shard: int) -> None:
         """Drop one shard from memory, since it was written."""
-        with self._lock:
-            self._cached.pop((view, shard), None)
-            self._held = None
+        self._cache.drop((self._files.path, view, shard))
+        self._held = None
 
-    def _shard(self, view: int, shard: int) -> tuple[int, Array, Array]:
-        """Return (first row, ids, gaps) of a shard's labelled span, from memory when it can."""
-        with self._lock:
-            entry = self._cached.get((view, shard))
-            if entry is not None:
-                self._cached.move_to_end((view, shard))
-                return entry
+    def _shard(self, view: int, shard: int) -> Entry:
+        """Return a shard's labelled span, from memory when it can."""
+        place = (self._files.path, view, shard)
+        cached = self._cache.get(place)
+        if cached is not None:
+            return cached
         ids, gaps = self._files.read(view, shard)
         # A specialist's rows are contiguous: the rest of the shard is fill, and is not kept.
         labelled = np.flatnonzero(ids[:, 0] != self._files.schema.ids_fill)
@@ -85,18 +137,13 @@ class RowReader:
             ids[low:high].copy(),
             gaps[low:high].copy(),
         )
-        with self._lock:
-            self._cached[view, shard] = entry
-            used = sum(i.nbytes + g.nbytes for _, i, g in self._cached.values())
-            while used > self._cache_bytes and len(self._cached) > 1:
-                _, (_, old_ids, old_gaps) = self._cached.popitem(last=False)
-                used -= old_ids.nbytes + old_gaps.nbytes
+        self._cache.put(place, entry)
         return entry
 
     def fetch(self, rows: Rows, views: Rows) -> tuple[Array, Array]:
         """Return ids (B, K) and gaps (B, columns) as stored, of (B,) rows and (B,) views.
 
-        Shards are read once and kept in memory up to `cache_bytes`.
+        Shards are read once and kept in memory as far as the cache has room.
 
         Raises:
             MissingLabelError: If one of them has not been labelled; names row and view.

@@ -11,6 +11,7 @@ import gzip
 import os
 import zlib
 from collections.abc import Callable
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from pipeline.store.documents import read_document
 from pipeline.store.labelled_rows import label_problems
 from pipeline.store.layout import ARRAYS, array_place, array_shape, shard_file
 from pipeline.store.lock import share_reader_lock
+from pipeline.store.records import holds_plain_records, read_records, written_places
 from pipeline.store.shard_bytes import decode_shard_bytes, is_plain
-from pipeline.store.shard_index import ShardForm, shard_form, shard_problem
+from pipeline.store.shard_index import ShardForm, largest_bytes, shard_form, shard_problem
 from pipeline.workspace import inside
 from storage_schemas.errors import CorruptLabelError, MissingLabelError, StoreError
 from storage_schemas.soft_labels import SoftLabelSchema
@@ -54,6 +56,7 @@ class ShardFiles:
         self.schema = schema
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._forms: dict[str, ShardForm] = {}
+        self._plain_records: bool | None = None
         self._pid = os.getpid()
         self._reading: Callable[[], object] | None = None
 
@@ -81,12 +84,15 @@ class ShardFiles:
         self, name: str, view: int, shard: int, *, heads: bool = True
     ) -> str | None:
         """Return what is wrong with a shard file as a file (see `shard_index.shard_problem`)."""
+        file = shard_file(self.path, name, view, shard)
+        return shard_problem(file, self._form(name), heads=heads)
+
+    def _form(self, name: str) -> ShardForm:
         if name not in self._forms:
             types = {"ids": self.schema.ids_dtype, "gaps": self.schema.gaps_dtype}
             document = read_document(self.path, name)
             self._forms[name] = shard_form(document, types[name].itemsize)
-        file = shard_file(self.path, name, view, shard)
-        return shard_problem(file, self._forms[name], heads=heads)
+        return self._forms[name]
 
     def _check_place(self, view: int, shard: int) -> None:
         if not (0 <= view < self.schema.num_views and 0 <= shard < self.schema.num_shards):
@@ -102,19 +108,17 @@ class ShardFiles:
 
     def commits(self) -> npt.NDArray[np.uint32]:
         """Return all commit records, (views, shards, 3); zero where one cannot be read."""
-        schema = self.schema
+        table = np.zeros(array_shape(self.schema, "commits"), np.uint32)
         try:
-            return np.asarray(self._array("commits")[:, : schema.num_shards, :])
-        except OSError as error:  # not the same as damaged: it must not be labelled again
+            plain = self._has_plain_records()
+            places = written_places(self.path, self.schema, ["commits"])
+            records = read_records(self.path, places) if plain else zip(places, repeat(None))
+            for place, record in records:
+                with contextlib.suppress(*DECODING_ERRORS):
+                    table[place] = record or self._array("commits")[place]
+        except storage_errors() as error:  # not the same as damaged: it must not be labelled again
             raise self._unreadable("array commits", error) from error
-        except DECODING_ERRORS:
-            table = np.zeros(array_shape(schema, "commits"), np.uint32)
-            for view, shard in np.ndindex(schema.num_views, schema.num_shards):
-                try:
-                    table[view, shard] = self._array("commits")[view, shard]
-                except DECODING_ERRORS:
-                    continue
-            return table
+        return table
 
     def commit(self, view: int, shard: int) -> tuple[int, int, int]:
         """Return one commit record: labelled rows, crc32c of ids, crc32c of gaps.
@@ -124,12 +128,23 @@ class ShardFiles:
         """
         self._check_place(view, shard)
         try:
+            if self._has_plain_records():
+                found = dict(read_records(self.path, [(view, shard)]))
+                record = found.get((view, shard), (0, 0, 0))
+                if record is not None:
+                    return record
             rows, ids_crc, gaps_crc = np.asarray(self._array("commits")[view, shard]).tolist()
-        except OSError as error:
+        except storage_errors() as error:
             raise self._unreadable(f"array commits, view {view}, shard {shard}", error) from error
         except DECODING_ERRORS as error:
             raise self._corrupt("commits", view, shard, str(error)) from error
         return rows, ids_crc, gaps_crc
+
+    def _has_plain_records(self) -> bool:
+        array = self._array("commits")  # opened in any case: that shares the reader lock
+        if self._plain_records is None:
+            self._plain_records = holds_plain_records(array.metadata.to_dict())
+        return self._plain_records
 
     def write(self, view: int, shard: int, ids: Array, gaps: Array) -> tuple[int, int, int]:
         """Write and commit one whole shard (see `SoftLabelStore.write_shard`)."""
@@ -235,9 +250,10 @@ class ShardFiles:
             return None
         schema = self.schema
         try:
-            if self.structure_problem("ids", view, shard) is not None:
-                return None
-            content = read_whole(shard_file(self.path, "ids", view, shard))
+            file = shard_file(self.path, "ids", view, shard)
+            content = read_whole(file, largest=largest_bytes(self._form("ids")))
+        except ValueError:
+            return None
         except storage_errors():
             return None
         return decode_shard_bytes(

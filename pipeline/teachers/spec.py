@@ -19,7 +19,7 @@ from pipeline.data.routing import Route, route
 from pipeline.locations import bucket_of, is_local
 from pipeline.workspace import Workspace, read_record
 from storage_schemas.errors import ConfigError
-from storage_schemas.fingerprint import file_digest, fingerprint
+from storage_schemas.fingerprint import file_digest, fingerprint, known_file_digest
 from storage_schemas.label_space import LabelMap, LabelSpace
 from storage_schemas.manifest import Manifest
 
@@ -70,7 +70,7 @@ class TeacherSpec:
                 f"teachers.{self.name}.weights", [f"no file at {self.weights}; {remedy}"]
             )
         if is_local(self.weights):
-            return file_digest(self.weights)
+            return known_file_digest(self.weights)
         return _object_digest(self.weights, bucket_of(self.weights).info(str(self.weights))["ETag"])
 
     @property

@@ -161,19 +161,15 @@ def missing_work(
         shard_rows = store.schema.shard_rows
     else:
         shard_rows = schema.shard_rows
-        pairs = [
-            (view, int(shard))
-            for view in range(schema.num_views)
-            for shard in np.unique(rows // shard_rows)
-        ]
+        shards = np.unique(rows // shard_rows).tolist()
+        pairs = [(view, shard) for view in range(schema.num_views) for shard in shards]
     counts = np.bincount(rows // shard_rows) if len(rows) else np.zeros(0, np.int64)
+    views: dict[int, list[int]] = {}
+    for view, shard in pairs:
+        views.setdefault(shard, []).append(view)
     return [
-        ShardWork(
-            shard=shard,
-            views=tuple(sorted(view for view, other in pairs if other == shard)),
-            rows=int(counts[shard]),
-        )
-        for shard in sorted({shard for _, shard in pairs})
+        ShardWork(shard=shard, views=tuple(sorted(views[shard])), rows=int(counts[shard]))
+        for shard in sorted(views)
     ]
 
 
