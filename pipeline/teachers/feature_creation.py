@@ -27,7 +27,7 @@ from pipeline.store import (
     create_block_features,
     open_block_features,
 )
-from pipeline.store.block_feature_store import stored_constants
+from pipeline.store.fitted_constants import stored_constants
 from pipeline.store.published import SPLIT_NAMES
 from pipeline.store.repair import repair_metadata
 from pipeline.store.verify import metadata_problems
