@@ -39,13 +39,8 @@ from pipeline.models.weights import load_weights
 from pipeline.numerics import draw_counts, nucleus, sparsify
 from pipeline.store import SoftLabelStore
 from pipeline.store.published import SPLIT_NAMES
-from pipeline.teachers.feature_stores import (
-    missing_features,
-    written_features,
-)
-from pipeline.teachers.features import (
-    FeatureRecorder,
-)
+from pipeline.teachers.feature_stores import missing_features, written_features
+from pipeline.teachers.features import FeatureRecorder
 from pipeline.teachers.spec import TeacherSpec
 from pipeline.teachers.stores import ShardWork
 from pipeline.training.fit import pick_device
