@@ -8,6 +8,7 @@ Relative paths are relative to the project file.
 """
 
 from pipeline.config.data import DataConfig, GlyphData, ImageFolderData, PythonData, TorchvisionData
+from pipeline.config.features import FeatureConfig
 from pipeline.config.loading import load_project
 from pipeline.config.objectives import (
     HardLabels,
@@ -29,6 +30,7 @@ from pipeline.config.training import (
 __all__ = [
     "AdamWConfig",
     "DataConfig",
+    "FeatureConfig",
     "GlyphData",
     "HardLabels",
     "ImageFolderData",

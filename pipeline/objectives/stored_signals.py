@@ -1,6 +1,7 @@
 """Where targets come from: the abstract `SignalSource`, and the one that reads stores.
 
-In: hard labels from the manifest and soft labels of any number of stores, joined by (row, view).
+In: hard labels from the manifest, soft labels and block features of any number of stores, joined
+by (row, view).
 Left out: pixels, losses, and any teacher; a source that runs live teachers exists only as the
 baseline in `benchmarks/`.
 """
@@ -8,7 +9,7 @@ baseline in `benchmarks/`.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,10 +17,10 @@ import numpy.typing as npt
 import torch
 
 from pipeline.numerics.soft_label_batch import SoftLabelBatch
-from pipeline.objectives.base import TargetBatch
+from pipeline.objectives.base import BlockFeatureBatch, TargetBatch
 
 if TYPE_CHECKING:
-    from pipeline.store import SoftLabelStore
+    from pipeline.store import BlockFeatureStore, SoftLabelStore
 
 Rows = npt.NDArray[np.int64]
 MixWeights = Callable[[Rows, Rows], tuple[Rows, npt.NDArray[np.float32]]]
@@ -40,7 +41,7 @@ class SignalSource(abc.ABC):
 
 
 class StoredSignals(SignalSource):
-    """Hard labels and stored soft labels.
+    """Hard labels, stored soft labels and stored block features.
 
     Args:
         labels: (N,) label of every manifest row, as the student counts classes; -1: unlabelled.
@@ -49,9 +50,10 @@ class StoredSignals(SignalSource):
             last row is for unlabelled images.
         temperature: At which the stored labels are decoded; every store must declare it.
         mix_weights: (rows, views) -> partner rows and weights, where the recipe mixes images.
-        held_rows: Ascending rows whose soft labels each process keeps in memory, from its first
-            batch on; None: shards are cached as they come.
+        held_rows: Ascending rows whose soft labels and features each process keeps in memory, from
+            its first batch on; None: shards are cached as they come.
         held_views: (held rows, V) bool, which of their views exist; None: all.
+        features: By store number, the block features of its teacher.
 
     Raises:
         SchemaMismatchError: If a store does not declare the temperature; lists those it has.
@@ -67,6 +69,7 @@ class StoredSignals(SignalSource):
         mix_weights: MixWeights | None = None,
         held_rows: Rows | None = None,
         held_views: npt.NDArray[np.bool_] | None = None,
+        features: Mapping[int, BlockFeatureStore] | None = None,
     ) -> None:
         self._labels = labels
         self._stores = tuple(stores)
@@ -75,7 +78,9 @@ class StoredSignals(SignalSource):
         self._mix_weights = mix_weights
         self._to_hold, self._held_views = held_rows, held_views
         provides = {"labels"} if (labels >= 0).any() else set()
-        self.provides = frozenset(provides | ({"soft"} if self._stores else set()))
+        self._features = dict(features or {})
+        provides |= {"soft"} if self._stores else set()
+        self.provides = frozenset(provides | ({"features"} if self._features else set()))
         if self._stores:
             if routes is None or routes.shape[1] != len(self._stores):
                 raise ValueError("routes must have one column per store")
@@ -92,6 +97,7 @@ class StoredSignals(SignalSource):
             MissingLabelError: If a routed label has not been written.
             CorruptLabelError: If stored bytes disagree with their commit record.
         """
+        self._hold()
         labels = self._labels[rows].astype(np.int64)
         partner_labels = mix_weight = None
         if self._mix_weights is not None and "labels" in self.provides:
@@ -103,19 +109,39 @@ class StoredSignals(SignalSource):
             partner_labels=partner_labels,
             mix_weight=mix_weight,
             soft=self._soft(rows, views, labels) if self._stores else None,
+            features=self._block_features(rows, views, labels) if self._features else None,
         )
+
+    def _hold(self) -> None:
+        """Read what is to be kept, in the process that is asked first for a batch."""
+        if self._to_hold is None or self._routes is None:
+            return
+        classes = self._labels[self._to_hold]
+        held: list[tuple[int, SoftLabelStore | BlockFeatureStore]] = list(enumerate(self._stores))
+        for index, store in held + list(self._features.items()):
+            own = self._routes[classes, index]
+            views = None if self._held_views is None else self._held_views[own]
+            store.hold(self._to_hold[own], views)
+        self._to_hold = None
+
+    def _block_features(
+        self, rows: Rows, views: Rows, labels: Rows
+    ) -> dict[str, BlockFeatureBatch]:
+        assert self._routes is not None
+        batches = {}
+        for index, store in self._features.items():
+            present = self._routes[labels, index]
+            found = store.fetch(rows[present], views[present])
+            for array in store.schema.arrays:
+                values = np.zeros((len(rows), *array.shape), np.float32)
+                values[present] = found[array.name].values
+                batches[f"{store.schema.teacher}/{array.name}"] = BlockFeatureBatch(
+                    values=torch.from_numpy(values), present=torch.from_numpy(present)
+                )
+        return batches
 
     def _soft(self, rows: Rows, views: Rows, labels: Rows) -> SoftLabelBatch:
         assert self._routes is not None
-        if self._to_hold is not None:
-            classes = self._labels[self._to_hold]
-            for index, store in enumerate(self._stores):
-                own = self._routes[classes, index]
-                store.hold(
-                    self._to_hold[own],
-                    None if self._held_views is None else self._held_views[own],
-                )
-            self._to_hold = None
         shape = (self._depth, len(rows), self._k)
         ids = np.full(shape, -1, np.int64)
         log_probs = np.full(shape, -np.inf, np.float32)

@@ -8,10 +8,7 @@ is trained from what is found here, on a machine that may have no teacher at all
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +24,15 @@ from pipeline.data.routing import (
     split_recipe,
 )
 from pipeline.store.binding import store_differences
+from pipeline.store.block_feature_store import BlockFeatureStore
 from pipeline.store.coverage import (
-    AvailablePairs,
     common_pairs,
     labelled_views,
     shards_without,
 )
 from pipeline.store.opening import open_soft_labels, read_schema
+from pipeline.store.published_features import open_published_features, published_fingerprint
+from pipeline.store.published_labels import PublishedLabels
 from pipeline.store.row_reader import ShardCache
 from pipeline.store.soft_label_store import SoftLabelStore
 from pipeline.workspace import Workspace, read_record, write_record
@@ -41,81 +40,25 @@ from storage_schemas.errors import (
     ConcentrateError,
     MissingLabelError,
     SchemaMismatchError,
-    StoreError,
 )
 from storage_schemas.exactness import Exactness
-from storage_schemas.fingerprint import FINGERPRINT_DIGITS
 from storage_schemas.label_space import LabelSpace
-from storage_schemas.manifest import Manifest
+from storage_schemas.manifest import TRAIN, Manifest
 
 Rows = npt.NDArray[np.int64]
 SPLIT_NAMES = ("train", "test")
-_FINGERPRINT = re.compile(f"[0-9a-f]{{{FINGERPRINT_DIGITS}}}")
 
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedLabels:
-    """The current stores of all teachers for one split.
-
-    Attributes:
-        names: Teachers, in the order of the project file.
-        stores: One per teacher, opened.
-        routes: (C + 1, T) which rows each labels; None where there is no store.
-        counts: Of each, the labels that can be used and those that there should be.
-        available: The (row, view) pairs to train on; None when that is every pair.
-        labelled_rows: Of each, the rows labelled in every view; None when that is every row.
-        unpublished: Teachers of which nothing is published; they take no part.
-    """
-
-    names: tuple[str, ...] = ()
-    stores: tuple[SoftLabelStore, ...] = ()
-    routes: npt.NDArray[np.bool_] | None = None
-    counts: tuple[tuple[int, int], ...] = ()
-    available: AvailablePairs | None = None
-    labelled_rows: tuple[Rows, ...] | None = None
-    unpublished: tuple[str, ...] = ()
-
-    @property
-    def is_partial(self) -> bool:
-        """Whether some labels, or some teachers, are left out."""
-        return self.available is not None or bool(self.unpublished)
-
-    def coverage(self) -> dict[str, list[int]]:
-        """Return, by teacher, the labels that can be used and those that there should be."""
-        found = {name: list(pair) for name, pair in zip(self.names, self.counts, strict=True)}
-        return found | {name: [0, 0] for name in self.unpublished}
-
-    def labelled(self, index: int, rows: Rows) -> Rows:
-        """Return those of the rows that one teacher has labelled in every view."""
-        return (
-            rows if self.labelled_rows is None else rows[np.isin(rows, self.labelled_rows[index])]
-        )
-
-    def identity(self) -> list[list[str]]:
-        """Return name, fingerprint and digest of all commit records of each store."""
-        return [
-            [name, store.schema.fingerprint, commits_digest(store)]
-            for name, store in zip(self.names, self.stores, strict=True)
-        ]
-
-    def held_bytes(self, manifest: Manifest, split: int) -> int:
-        """Return the memory that all labels of a split take, as stored."""
-        assert self.routes is not None
-        total = 0
-        for index, store in enumerate(self.stores):
-            schema = store.schema
-            rows = routed_rows(manifest, split, self.routes[:, index])
-            shards = len(np.unique(rows // schema.shard_rows))
-            total += shards * schema.shard_rows * schema.num_views * schema.label_bytes
-        return total
-
-
-def commits_digest(store: SoftLabelStore) -> str:
-    """Return the sha256 hex digest of a store's commit records up to its last labelled shard."""
-    commits = store.commits
-    used = np.flatnonzero(commits[:, :, 0].any(axis=0))
-    last = int(used[-1]) + 1 if len(used) else 0
-    return hashlib.sha256(commits[:, :last].astype("<u4").tobytes()).hexdigest()
+__all__ = [
+    "SPLIT_NAMES",
+    "PublishedLabels",
+    "has_usable_labels",
+    "open_published",
+    "publish",
+    "published_cost",
+    "published_path",
+    "read_exactness",
+    "rows_to_label",
+]
 
 
 def rows_to_label(
@@ -128,7 +71,11 @@ def rows_to_label(
 
 
 def publish(
-    workspace: Workspace, teacher: str, fingerprints: Mapping[str, str], cost: Mapping[str, int]
+    workspace: Workspace,
+    teacher: str,
+    fingerprints: Mapping[str, str],
+    cost: Mapping[str, int],
+    features: Mapping[str, str] | None = None,
 ) -> None:
     """Say which stores of a teacher are current.
 
@@ -137,8 +84,11 @@ def publish(
         teacher: Its name.
         fingerprints: By split name.
         cost: Parameters and FLOPs of its network, for the comparison with the student.
+        features: Fingerprints of its block features by split name, where it has some.
     """
     record = {"stores": dict(fingerprints), "cost": dict(cost)}
+    if features:
+        record["features"] = dict(features)
     path = workspace.published(teacher)
     if read_record(path) != record:
         write_record(path, record)
@@ -166,17 +116,8 @@ def published_path(workspace: Workspace, teacher: str, split: int) -> Path | Non
     Raises:
         StoreError: If the record names something that is no store of this teacher.
     """
-    path = workspace.published(teacher)
-    stores = (read_record(path) or {}).get("stores", {})
-    found = stores.get(SPLIT_NAMES[split]) if isinstance(stores, dict) else stores
-    if found is None:
-        return None
-    if not isinstance(found, str) or not _FINGERPRINT.fullmatch(found):
-        raise StoreError(
-            f"{path}: a store must be named by {FINGERPRINT_DIGITS} hex digits, got {found!r:.80}; "
-            "delete the file and run `concentrate label`"
-        )
-    return workspace.labels(teacher, found)
+    found = published_fingerprint(workspace, teacher, SPLIT_NAMES[split], "stores")
+    return None if found is None else workspace.labels(teacher, found)
 
 
 def has_usable_labels(
@@ -206,6 +147,9 @@ def open_published(
 ) -> PublishedLabels:
     """Open the current stores of all teachers of a project.
 
+    Block features of the training rows are opened where the student's objective reads them; a
+    label counts as there only if its features are, too.
+
     With `student.allow_partial`, labels that are missing are no error: `available` says which
     pairs there are, and teachers of which nothing is published take no part. A view that mixes in
     an image which is gone or has changed since is never available.
@@ -215,20 +159,22 @@ def open_published(
         space: Into which class names are resolved.
         manifest: Whose rows the stores must label completely.
         split: `TRAIN` or `TEST`.
-        cache_bytes: Memory for labels, shared by all stores.
+        cache_bytes: Memory for labels, shared by all stores, and as much for features.
 
     Raises:
         MissingLabelError: If a store is not published or lacks labels; names every one.
         SchemaMismatchError: If stores were made with other settings; lists every field.
     """
     workspace = Workspace(project.workspace)
-    cache = ShardCache(cache_bytes)
+    cache, feature_cache = ShardCache(cache_bytes), ShardCache(cache_bytes)
     stores: dict[str, SoftLabelStore] = {}
     problems: list[str] = []
     absent: list[str] = []
     unpublished: list[str] = []
     routes = []
     labelled: list[tuple[Rows, npt.NDArray[np.bool_]]] = []
+    features: dict[int, BlockFeatureStore] = {}
+    reads_features = split == TRAIN and "features" in project.student.objective.reads
     for config in project.teachers:
         path = published_path(workspace, config.name, split)
         if path is None:
@@ -248,6 +194,21 @@ def open_published(
         missing = shards_without(found, rows, store.schema.shard_rows)
         if missing:
             absent.append(f"{config.name} ({len(missing)} shards)")
+        if reads_features and config.features and len(rows):
+            try:
+                own = open_published_features(project, config, manifest, feature_cache)
+            except SchemaMismatchError as error:
+                problems += [f"{config.name}: {problem}" for problem in error.problems]
+            except MissingLabelError:
+                absent.append(f"{config.name} (features)")
+                found &= False
+            else:
+                there = labelled_views(own, rows, retired_rows(manifest, split, table))
+                missing = shards_without(there, rows, own.schema.shard_rows)
+                if missing:
+                    absent.append(f"{config.name} ({len(missing)} shards of features)")
+                found &= there
+                features[len(stores)] = own
         stores[config.name] = store
         routes.append(table)
         labelled.append((rows, found))
@@ -274,6 +235,7 @@ def open_published(
             else tuple(rows[found.all(axis=0)] for rows, found in labelled)
         ),
         unpublished=tuple(unpublished),
+        features=features,
     )
 
 

@@ -18,6 +18,13 @@ from pipeline.store import SoftLabelStore, create_soft_labels, open_soft_labels,
 from pipeline.store.coverage import missing_labels
 from pipeline.store.opening import has_store
 from pipeline.store.published import SPLIT_NAMES
+from pipeline.teachers.feature_stores import (
+    feature_parts,
+    feature_path,
+    has_features,
+    open_feature_store,
+    pairs_of_labels,
+)
 from pipeline.teachers.spec import TeacherSpec, resolve_teachers
 from pipeline.workspace import Workspace
 from storage_schemas.label_space import LabelSpace
@@ -31,17 +38,24 @@ class ShardWork:
 
     Attributes:
         shard: Index of the row range.
-        views: Ascending views without a valid commit record.
+        views: Ascending views without a valid commit record, of labels or of features.
         rows: How many rows of the shard this teacher labels.
+        only_features: Those of the views whose labels are there, and some features are not.
     """
 
     shard: int
     views: tuple[int, ...]
     rows: int
+    only_features: tuple[int, ...] = ()
+
+    @property
+    def label_views(self) -> tuple[int, ...]:
+        """Views whose labels are missing."""
+        return tuple(view for view in self.views if view not in self.only_features)
 
     @property
     def labels(self) -> int:
-        """Labels to write."""
+        """Answers of the teacher: each gives a label, features, or both."""
         return self.rows * len(self.views)
 
 
@@ -126,12 +140,22 @@ def current_stores(project: Project) -> frozenset[Path]:
     if not has_manifest(project.workspace):
         return frozenset()
     manifest, space = load_manifest(project.workspace), load_label_space(project.workspace)
-    return frozenset(
-        store_path(project, store_schema(project, spec, space, manifest, split))
+    ready = [
+        spec
         for spec in resolve_teachers(project, space, manifest)
         if spec.is_ready or spec.folder is None
+    ]
+    labels = {
+        store_path(project, store_schema(project, spec, space, manifest, split))
+        for spec in ready
         for split in (TRAIN, TEST)
-    )
+    }
+    features = {
+        feature_path(project, spec.name, feature_parts(project, spec, manifest))
+        for spec in ready
+        if has_features(spec, manifest, TRAIN)
+    }
+    return frozenset(labels | features)
 
 
 def open_or_create(project: Project, schema: SoftLabelSchema, space: LabelSpace) -> SoftLabelStore:
@@ -151,7 +175,10 @@ def open_or_create(project: Project, schema: SoftLabelSchema, space: LabelSpace)
 def missing_work(
     project: Project, schema: SoftLabelSchema, spec: TeacherSpec, manifest: Manifest
 ) -> list[ShardWork]:
-    """Return what is missing in a teacher's store, by shard; all of it when there is no store."""
+    """Return what is missing of a teacher's labels and features, by shard of its label store.
+
+    All of it where there is no store.
+    """
     split = SPLIT_NAMES.index(str(schema.split))
     rows = routed_rows(manifest, split, spec.route)
     path = store_path(project, schema)
@@ -164,11 +191,21 @@ def missing_work(
         shards = np.unique(rows // shard_rows).tolist()
         pairs = [(view, shard) for view in range(schema.num_views) for shard in shards]
     counts = np.bincount(rows // shard_rows) if len(rows) else np.zeros(0, np.int64)
-    views: dict[int, list[int]] = {}
+    labels = set(pairs)
+    if has_features(spec, manifest, split):
+        weights = str(schema.fingerprint_parts["weights"])
+        own = open_feature_store(project, spec, manifest, shard_rows, weights=weights)
+        pairs += pairs_of_labels(own, spec, manifest, shard_rows, schema.num_views)
+    views: dict[int, set[int]] = {}
     for view, shard in pairs:
-        views.setdefault(shard, []).append(view)
+        views.setdefault(shard, set()).add(view)
     return [
-        ShardWork(shard=shard, views=tuple(sorted(views[shard])), rows=int(counts[shard]))
+        ShardWork(
+            shard=shard,
+            views=tuple(sorted(views[shard])),
+            rows=int(counts[shard]),
+            only_features=tuple(v for v in sorted(views[shard]) if (v, shard) not in labels),
+        )
         for shard in sorted(views)
     ]
 

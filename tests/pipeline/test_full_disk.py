@@ -18,7 +18,7 @@ from pipeline.durable_files import write_durably
 from pipeline.models.weights import save_weights
 from pipeline.store import create_soft_labels, open_soft_labels, verify_store
 from pipeline.store.coverage import missing_labels
-from pipeline.store.published import commits_digest
+from pipeline.store.published_labels import commits_digest
 from pipeline.training.checkpoints import save_checkpoint
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.workspace import write_record
