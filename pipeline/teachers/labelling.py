@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
+import multiprocessing
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -161,6 +162,7 @@ def label_shards(
     work: Sequence[ShardWork],
     *,
     report: LabelReport | None = None,
+    check: Callable[[], None] | None = None,
 ) -> LabelCounts:
     """Run the teacher over whole shards and commit each.
 
@@ -171,11 +173,18 @@ def label_shards(
         store: The teacher's store for the split its schema names.
         work: What is missing.
         report: Called with the number of labels after each batch.
+        check: Called before each shard is written; raises once the right to write is lost.
 
     Raises:
         TeacherOutputError: On NaN, Inf or a wrong shape; that shard is not written.
         StoreError: If the store cannot be written.
     """
+
+    def commit(view: int, shard: int, ids: npt.NDArray[Any], gaps: npt.NDArray[Any]) -> None:
+        if check is not None:
+            check()
+        store.write_shard(view, shard, ids, gaps)
+
     device = pick_device(project.runtime.device)
     teacher = load_teacher(spec, device)
     split = SPLIT_NAMES.index(str(store.schema.split))
@@ -207,7 +216,7 @@ def label_shards(
             while len(writes) > _WRITERS:
                 writes.popleft().result()
             writes.extend(
-                writer.submit(store.write_shard, view, item.shard, ids[position], gaps[position])
+                writer.submit(commit, view, item.shard, ids[position], gaps[position])
                 for position, view in enumerate(item.views)
             )
         for write in writes:
@@ -263,6 +272,8 @@ def row_batches(
     size = spec.config.batch_size
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     workers = min(project.runtime.num_workers, len(batches))
+    if multiprocessing.current_process().daemon:
+        workers = 0  # a Dask worker may start no process: more of them decode, each for itself
     yield from DataLoader(
         _RowBatches(reader, views),
         batch_size=None,
