@@ -52,6 +52,7 @@ bench: install
 	$(BIN)/python benchmarks/inspect_speed.py
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/label_overhead.py
+	$(BIN)/python benchmarks/dask_scaling.py
 	$(BIN)/python benchmarks/demo_accuracy.py
 	$(BIN)/python benchmarks/kill_campaign.py
 	$(BIN)/python benchmarks/corruption_campaign.py
