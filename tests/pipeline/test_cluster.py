@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import time
 
-from pipeline.cluster import cluster_address
+import psutil
+import pytest
+from dask.distributed import Client
+
+from pipeline.cluster import cluster_address, count_workers, heard, teller
 from pipeline.config import RuntimeConfig
 from pipeline.devices import gpu_name
 from storage_schemas.errors import ConfigError
@@ -50,3 +54,27 @@ def test_the_name_of_a_gpu_is_that_of_the_machine(monkeypatch: pytest.MonkeyPatc
     for index in (0, 1):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", str(index))
         assert gpu_name(0) == plain[index]
+
+
+@pytest.mark.service
+def test_a_local_cluster_listens_on_the_loopback_only():
+    """No socket of it is open to other machines; what a worker tells is heard, and not twice."""
+    runtime = RuntimeConfig(runner="dask", workers=1)
+    with cluster_address(runtime) as address, Client(address, set_as_default=False) as client:
+        this = psutil.Process()
+        listening = {
+            connection.laddr.ip
+            for process in (this, *this.children(recursive=True))
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert listening == {"127.0.0.1"}
+        assert count_workers(client) == 1
+        with heard(client, "labels") as done:
+            assert done() == 0
+            for count in (5, 7):  # a task that is run again begins again
+                client.submit(lambda n: teller("labels", "v0/s0")(n), count, pure=False).result()
+            end = time.monotonic() + 20
+            while done() != 7 and time.monotonic() < end:
+                time.sleep(0.05)
+            assert done() == 7
