@@ -56,6 +56,7 @@ bench: install
 	$(BIN)/python benchmarks/prefect_overhead.py
 	$(BIN)/python benchmarks/billion_rows.py
 	$(BIN)/python benchmarks/paper_plan.py
+	$(BIN)/python benchmarks/dask_scaling.py
 	$(BIN)/python benchmarks/demo_accuracy.py
 	$(BIN)/python benchmarks/kill_campaign.py
 	$(BIN)/python benchmarks/corruption_campaign.py

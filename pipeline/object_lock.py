@@ -94,6 +94,12 @@ def object_owner(path: Path) -> str | None:
     return None if held is None or _is_dead(held) else owner_sentence(held.document)
 
 
+def object_token(path: Path) -> str | None:
+    """Return the token of a lock object; None when nobody alive holds it."""
+    held = _read(path)
+    return None if held is None or _is_dead(held) else held.document.get("token")
+
+
 class _ObjectLock:
     """The owner's side: taken by the constructor, renewed until `ended` is set."""
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveFloat, model_validator
 
-from pipeline.config.base import Location, Settings
+from pipeline.config.base import Location, PositiveInt, Settings
 from pipeline.config.data import DataConfig
 from pipeline.config.student import StudentConfig
 from pipeline.config.teachers import LabelConfig, SpecialistConfig, TeacherConfig
@@ -19,6 +19,32 @@ class RuntimeConfig(Settings):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_workers: int = Field(0, ge=0, description="loader processes; 0: in the process itself")
+    runner: Literal["threads", "dask"] = Field(
+        "threads", description="who labels: the process of the run, or workers of a Dask cluster"
+    )
+    address: str | None = Field(
+        None,
+        pattern=r"^(tcp|tls)://[^\s/]+:[0-9]+$",
+        description="scheduler of a running Dask cluster; none: workers of this machine",
+    )
+    workers: PositiveInt | None = Field(
+        None, description="Dask workers started on this machine, one thread each; none: one a core"
+    )
+    resources: dict[str, PositiveFloat] = Field(
+        {}, description="what a Dask worker must offer to a task, e.g. GPU: 1"
+    )
+
+    @model_validator(mode="after")
+    def _cluster_settings_fit(self) -> RuntimeConfig:
+        given = [name for name in ("address", "workers", "resources") if getattr(self, name)]
+        if given and self.runner != "dask":
+            raise ValueError(f"{', '.join(given)}: only for runner: dask, got {self.runner}")
+        if self.address is not None and self.workers is not None:
+            raise ValueError(
+                f"workers: the cluster at {self.address} has its own, got {self.workers}; leave "
+                "workers or address out"
+            )
+        return self
 
 
 class ReportConfig(Settings):

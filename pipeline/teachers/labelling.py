@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
+import multiprocessing
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,7 @@ from pipeline.models.builders import build_classifier, probe
 from pipeline.models.weights import load_weights
 from pipeline.numerics import draw_counts, nucleus, sparsify
 from pipeline.store import SoftLabelStore
+from pipeline.store.block_feature_store import BlockFeatureStore
 from pipeline.store.published import SPLIT_NAMES
 from pipeline.teachers.feature_stores import missing_features, written_features
 from pipeline.teachers.features import FeatureRecorder
@@ -165,6 +167,7 @@ def label_shards(
     work: Sequence[ShardWork],
     *,
     report: LabelReport | None = None,
+    check: Callable[[], None] | None = None,
 ) -> LabelCounts:
     """Run the teacher over whole shards and commit each.
 
@@ -175,11 +178,20 @@ def label_shards(
         store: The teacher's store for the split its schema names.
         work: What is missing.
         report: Called with the number of labels after each batch.
+        check: Called before each shard is written; raises once the right to write is lost.
 
     Raises:
         TeacherOutputError: On NaN, Inf or a wrong shape; that shard is not written.
         StoreError: If the store cannot be written.
     """
+
+    def commit(
+        kept: SoftLabelStore | BlockFeatureStore, view: int, shard: int, *data: npt.NDArray[Any]
+    ) -> None:
+        if check is not None:
+            check()
+        kept.write_shard(view, shard, *data)
+
     device = pick_device(project.runtime.device)
     teacher = load_teacher(spec, device)
     split = SPLIT_NAMES.index(str(store.schema.split))
@@ -220,10 +232,10 @@ def label_shards(
                     next_row = int(rows[done]) if done < len(rows) else None
                     for view, shard, data in recorder.finished(next_row):
                         _wait_for_some(writes)
-                        writes.append(writer.submit(features.write_shard, view, shard, *data))
+                        writes.append(writer.submit(commit, features, view, shard, *data))
             _wait_for_some(writes)
             writes.extend(
-                writer.submit(store.write_shard, view, item.shard, ids[position], gaps[position])
+                writer.submit(commit, store, view, item.shard, ids[position], gaps[position])
                 for position, view in enumerate(item.views)
                 if view not in item.only_features
             )
@@ -286,6 +298,8 @@ def row_batches(
     size = spec.config.batch_size
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     workers = min(project.runtime.num_workers, len(batches))
+    if multiprocessing.current_process().daemon:
+        workers = 0  # a Dask worker may start no process: more of them decode, each for itself
     yield from DataLoader(
         _RowBatches(reader, views),
         batch_size=None,

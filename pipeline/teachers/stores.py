@@ -5,7 +5,8 @@ Imports no torch, so that `plan` and the flows are quick.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -208,6 +209,26 @@ def missing_work(
         )
         for shard in sorted(views)
     ]
+
+
+def still_missing(group: Sequence[ShardWork], missing: Sequence[ShardWork]) -> list[ShardWork]:
+    """Return what is missing now of a group: less than was handed out, when it is done again.
+
+    Args:
+        group: What a task was given.
+        missing: What is missing in the store, from `missing_work`.
+    """
+    given = {item.shard: item.views for item in group}
+    found = (
+        replace(
+            item,
+            views=tuple(view for view in item.views if view in given[item.shard]),
+            only_features=tuple(view for view in item.only_features if view in given[item.shard]),
+        )
+        for item in missing
+        if item.shard in given
+    )
+    return [item for item in found if item.views]
 
 
 def work_groups(work: list[ShardWork], labels_per_group: int) -> list[list[ShardWork]]:
