@@ -187,6 +187,9 @@ def train_student(
         "images_per_second": round(result.images / max(result.seconds, 1e-9), 1),
         "versions": {"torch": torch.__version__},
     }
+    structure = getattr(result.model, "structure", {})
+    if structure:
+        record["structure"] = {name: list(widths) for name, widths in structure.items()}
     if rank == 0:
         save_weights(result.model, run.weights)
         write_record(run.folder / "student.json", record)
