@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -12,18 +13,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.compress.channel_groups import ChannelGroups
+from pipeline.compress.channel_groups import ChannelGroups, channel_groups
 from pipeline.compress.cost import cost
 from pipeline.compress.surgery import cut_channels, first_channels, kept_channels
 from pipeline.config import StudentConfig
 from pipeline.models.student import Student, build_student
-from pipeline.objectives.compact import student_groups
 from storage_schemas.errors import ConfigError
 from storage_schemas.label_space import LabelSpace
 
 SPACE = LabelSpace(classes=("a/0", "a/1", "b/0", "b/1"))
 NAMES = ("resnet18", "slim_resnet50", "mobilenet_v2", "glyph_resnet")
-Build = Callable[[str, int], tuple[Student, StudentConfig]]
+Build = Callable[[str, int], tuple[Student, StudentConfig, ChannelGroups]]
 
 
 def random_mask(groups: ChannelGroups, seed: int, share: float) -> np.ndarray:
@@ -47,9 +47,9 @@ def zero(student: Student, groups: ChannelGroups, keep: np.ndarray) -> None:
             modules[name].bias[gone] = 0
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
 @pytest.mark.parametrize("name", NAMES)
-@given(seed=st.integers(0, 2**16), share=st.floats(0.05, 0.95))
+@given(seed=st.integers(0, 2**16), share=st.floats(0.3, 0.95))
 def test_cutting_zero_channels_changes_no_bit(
     whole_student: Build, name: str, seed: int, share: float
 ) -> None:
@@ -57,9 +57,7 @@ def test_cutting_zero_channels_changes_no_bit(
 
     Rounded sums would differ in the last place: fewer terms are added in another order.
     """
-    student, config = whole_student(name, seed)
-    groups = student_groups(student.float(), config.input)
-    student.double()
+    student, config, groups = whole_student(name, seed)
     keep = random_mask(groups, seed, share)
     zero(student, groups, keep)
     generator = torch.Generator().manual_seed(seed)
@@ -74,28 +72,31 @@ def test_cutting_zero_channels_changes_no_bit(
     assert before.features.any()
     widths = [sum(p.numel() for p in network.parameters()) for network in (student, cut)]
     assert keep.all() or widths[1] < widths[0]
-    again = build_student(config, SPACE, {k: list(v) for k, v in cut.structure.items()}).double()
-    for module in again.modules():
-        if hasattr(module, "eps"):
-            module.eps = 0.0
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "glyph_resnet"])
+def test_a_cut_student_is_built_again(whole_student: Build, name: str) -> None:
+    """Settings and structure give a network that takes the weights and says the same."""
+    cut, config, groups = whole_student(name, 0)
+    cut.float().cut(kept_channels(groups, random_mask(groups, 3, 0.4)))
+    structure = json.loads(json.dumps(cut.structure))
+    again = build_student(config, SPACE, structure).eval()
+    for module, other in zip(again.modules(), cut.modules(), strict=True):
+        if isinstance(other, nn.BatchNorm2d):
+            module.eps = other.eps
     again.load_state_dict(cut.state_dict())
+    images = torch.randn(2, config.input.channels, 32, 32)
     with torch.no_grad():
-        assert torch.equal(again.eval()(images).logits, after.logits)
-    assert again.feature_dim == cut.feature_dim == after.features.shape[1]
+        assert torch.equal(again(images).logits, cut(images).logits)
+    assert again.feature_dim == cut.feature_dim == cut(images).features.shape[1]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_costs_by_channels_are_those_of_the_network(whole_student: Build, name: str) -> None:
     """Parameters and operations summed over the groups that are kept are those that torch counts."""
-    student, config = whole_student(name, 0)
-    student.float()
-    groups = student_groups(student, config.input)
+    student, config, groups = whole_student(name, 0)
     keep = random_mask(groups, 1, 0.5)
-    student.cut(kept_channels(groups, keep))
-
-    def network(images: torch.Tensor) -> torch.Tensor:
-        return student(images).logits
-
+    student.float().cut(kept_channels(groups, keep))
     found = cost(student, config.input)
     flops = parameters = 0
     for layer in groups.layers:
@@ -128,8 +129,6 @@ def test_what_is_not_governed_by_a_scale_is_held() -> None:
     """A convolution that is read without normalisation keeps its channels; gated ones can go."""
     network = Squeezed(3)
     reader, network.fc = network.fc, nn.Identity()
-    from pipeline.compress.channel_groups import channel_groups
-
     groups = channel_groups(network, reader, torch.zeros(1, 1, 8, 8), names=("b", "h"))
     by_name = {layer.name: layer for layer in groups.layers}
     assert groups.held[by_name["b.bare"].writes].all()
@@ -154,8 +153,6 @@ class Branching(nn.Module):
 
 def test_a_network_that_cannot_be_traced_is_refused() -> None:
     """The message says what the network must not do."""
-    from pipeline.compress.channel_groups import channel_groups
-
     with pytest.raises(ConfigError, match=r"Branching cannot be traced .* must not branch"):
         channel_groups(Branching(2), nn.Linear(2, 2), torch.zeros(1, 1, 8, 8), names=("b", "h"))
 
@@ -173,6 +170,6 @@ def test_a_damaged_structure_is_refused(
     whole_student: Build, structure: dict[str, tuple[int, int]], match: str
 ) -> None:
     """Widths that the network cannot have are an error that names the module."""
-    student, _ = whole_student("glyph_resnet", 0)
+    student, _, _ = whole_student("glyph_resnet", 0)
     with pytest.raises(ValueError, match=match):
         cut_channels(student, first_channels(structure))
