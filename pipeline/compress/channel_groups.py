@@ -148,7 +148,7 @@ class _Walk(fx.Interpreter):
                 self.hold(args, kwargs)
                 return type(output)(self._unknown(part, ()) for part in output)
             return output
-        module = self.fetch_attr(n.target) if n.op == "call_module" else None
+        module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
         if isinstance(module, nn.Conv2d | nn.Linear | _BatchNorm) and isinstance(args[0], _Value):
             return self._layer(str(n.target), module, args[0], output)
         return self._operation(operation(n, module), args, kwargs, output)
@@ -186,9 +186,7 @@ class _Walk(fx.Interpreter):
         kernel, places = module.weight[0, 0].numel(), output[0, 0].numel()
         if module.groups == 1:
             made = self.fresh(module.out_channels)
-            self.made.append(
-                _Made(name, value.channels, made, 2 * kernel * places, kernel, bias)
-            )
+            self.made.append(_Made(name, value.channels, made, 2 * kernel * places, kernel, bias))
         elif module.groups == module.in_channels == module.out_channels:
             made = value.channels
             self.made.append(_Made(name, None, made, 2 * kernel * places, kernel + bias, 0))

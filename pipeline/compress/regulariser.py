@@ -117,7 +117,7 @@ class BlockSparsity:
     def strengths(self, network: nn.Module) -> Tensor:
         """Return the (groups,) root mean square of the scales of each group."""
         modules = dict(network.named_modules())
-        scales = torch.cat([modules[name].weight for name in self.groups.scales])  # type: ignore[misc]
+        scales = torch.cat([modules[name].weight for name in self.groups.scales])
         self._to(scales.device)
         squares = scales.new_zeros(self.groups.count).index_add(0, self._owners, scales.square())
         return (squares / self._members + _SQUARE).sqrt()

@@ -153,9 +153,7 @@ def student_groups(student: Student, config: InputConfig) -> ChannelGroups:
     """
     device = next(student.parameters()).device
     image = torch.zeros(1, config.channels, config.size, config.size, device=device)
-    return channel_groups(
-        student.backbone, student.head.fc, image, names=("backbone", "head.fc")
-    )
+    return channel_groups(student.backbone, student.head.fc, image, names=("backbone", "head.fc"))
 
 
 def _sparsity(config: Compact, groups: ChannelGroups) -> BlockSparsity:

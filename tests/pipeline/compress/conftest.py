@@ -27,7 +27,7 @@ NETWORKS = {
 
 
 def _make_whole(weight: Tensor, generator: torch.Generator) -> None:
-    """At most four places of each output -1 or 1, the rest 0: values grow slowly, and stay whole."""
+    """At most four places of each output -1 or 1, the rest 0: values grow slowly."""
     flat = torch.zeros(weight.shape[0], weight[0].numel(), dtype=weight.dtype)
     places = torch.randint(flat.shape[1], (len(flat), 4), generator=generator)
     signs = torch.randint(0, 2, places.shape, generator=generator).mul(2).sub(1).to(flat.dtype)

@@ -93,7 +93,7 @@ def test_a_cut_student_is_built_again(whole_student: Build, name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_costs_by_channels_are_those_of_the_network(whole_student: Build, name: str) -> None:
-    """Parameters and operations summed over the groups that are kept are those that torch counts."""
+    """Summed over the groups that are kept, parameters and operations are what torch counts."""
     student, config, groups = whole_student(name, 0)
     keep = random_mask(groups, 1, 0.5)
     student.float().cut(kept_channels(groups, keep))
