@@ -8,37 +8,23 @@ a blank image, so no network is named here.
 In: any network of convolutions, batch normalisation, pooling, activations, residual additions,
 concatenations and linear layers. A channel can be cut if it is exactly zero for every reader once
 the batch normalisations of its group have scale and shift 0; all others are held. Left out:
-channels that pass through an operation that is not in the tables below; they are held too, which
-is safe and cuts less. Grouped convolutions that are not depthwise hold their channels.
+channels that pass through an operation without a rule in channel_rules.py; they are held too,
+which is safe and cuts less. Grouped convolutions that are not depthwise hold their channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.compress.tracing import (
-    ADDITIONS,
-    CONCATENATIONS,
-    FLATTENINGS,
-    MEANS,
-    PRODUCTS,
-    SAME_CHANNELS,
-    ZERO_AT_ZERO,
-    operation,
-    trace,
-)
+from pipeline.compress.channel_rules import Channels, ChannelTensor, Mask, apply_rule
 from storage_schemas.errors import ConfigError
-
-Channels = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +66,6 @@ class ChannelGroups:
 
 
 @dataclass(frozen=True)
-class _Value:
-    """A tensor of the trace: its channels, and which are zero when their group is."""
-
-    tensor: Tensor
-    channels: Channels
-    governed: Mask
-
-
-@dataclass(frozen=True)
 class _Made:
     name: str
     reads: Channels | None
@@ -125,7 +102,7 @@ class _Walk(fx.Interpreter):
 
     def hold(self, *values: Any) -> None:
         def visit(value: Any) -> Any:
-            if isinstance(value, _Value):
+            if isinstance(value, ChannelTensor):
                 self.held.update(value.channels.tolist())
             return value
 
@@ -139,7 +116,8 @@ class _Walk(fx.Interpreter):
         if n.op == "output":
             return args[0]
         plain_args, plain_kwargs = fx.node.map_aggregate(
-            (args, dict(kwargs)), lambda value: value.tensor if isinstance(value, _Value) else value
+            (args, dict(kwargs)),
+            lambda value: value.tensor if isinstance(value, ChannelTensor) else value,
         )
         # Run first: an in-place operation changes its input, whose channels stay what they are.
         output = getattr(self, n.op)(n.target, plain_args, plain_kwargs)
@@ -149,9 +127,12 @@ class _Walk(fx.Interpreter):
                 return type(output)(self._unknown(part, ()) for part in output)
             return output
         module = self.fetch_attr(str(n.target)) if n.op == "call_module" else None
-        if isinstance(module, nn.Conv2d | nn.Linear | _BatchNorm) and isinstance(args[0], _Value):
+        if isinstance(module, nn.Conv2d | nn.Linear | _BatchNorm) and isinstance(
+            args[0], ChannelTensor
+        ):
             return self._layer(str(n.target), module, args[0], output)
-        return self._operation(operation(n, module), args, kwargs, output)
+        found = apply_rule(_operation(n, module), args, kwargs, output, self.tie)
+        return self._unknown(output, (args, kwargs)) if found is None else found
 
     def _unknown(self, output: Any, inputs: Any) -> Any:
         self.hold(inputs)
@@ -159,29 +140,31 @@ class _Walk(fx.Interpreter):
             return output
         channels = self.fresh(output.shape[1] if output.ndim > 1 else 0)
         self.held.update(channels.tolist())
-        return _Value(output, channels, np.zeros(len(channels), np.bool_))
+        return ChannelTensor(output, channels, np.zeros(len(channels), np.bool_))
 
-    def _layer(self, name: str, module: nn.Module, value: _Value, output: Tensor) -> _Value:
+    def _layer(
+        self, name: str, module: nn.Module, value: ChannelTensor, output: Tensor
+    ) -> ChannelTensor:
         if any(made.name == name for made in self.made):
             raise ConfigError(
                 "student.builder", [f"module {name!r} runs twice in one pass; it must run once"]
             )
         if isinstance(module, _BatchNorm):
             if not module.affine:
-                return _Value(output, value.channels, np.zeros_like(value.governed))
+                return ChannelTensor(output, value.channels, np.zeros_like(value.governed))
             self.scales[name] = value.channels
             self.made.append(_Made(name, None, value.channels, 0, 2, 0))
-            return _Value(output, value.channels, np.ones_like(value.governed))
+            return ChannelTensor(output, value.channels, np.ones_like(value.governed))
         # What is not zero when its scales are must stay where it is read.
         self.held.update(value.channels[~value.governed].tolist())
         bias = int(getattr(module, "bias", None) is not None)
         if isinstance(module, nn.Linear):
             if output.ndim != 2:
-                found: _Value = self._unknown(output, value)
+                found: ChannelTensor = self._unknown(output, value)
                 return found
             made = self.fresh(module.out_features)
             self.made.append(_Made(name, value.channels, made, 2, 1, bias))
-            return _Value(output, made, np.zeros(len(made), np.bool_))
+            return ChannelTensor(output, made, np.zeros(len(made), np.bool_))
         assert isinstance(module, nn.Conv2d)
         kernel, places = module.weight[0, 0].numel(), output[0, 0].numel()
         if module.groups == 1:
@@ -196,101 +179,34 @@ class _Walk(fx.Interpreter):
             self.held.update(made.tolist())
             each = module.weight.shape[1] * kernel
             self.made.append(_Made(name, None, made, 2 * each * places, each + bias, 0))
-        return _Value(output, made, np.zeros(len(made), np.bool_))
-
-    def _operation(self, name: str, args: Any, kwargs: Any, output: Tensor) -> _Value:
-        rule = _RULES.get(name)
-        found = rule(self, args, kwargs, output) if rule is not None else None
-        if found is None or len(found.channels) != (output.shape[1] if output.ndim > 1 else 0):
-            unknown: _Value = self._unknown(output, (args, kwargs))
-            return unknown
-        return found
+        return ChannelTensor(output, made, np.zeros(len(made), np.bool_))
 
 
-_Rule = Callable[[_Walk, Any, Any, Tensor], _Value | None]
+def _operation(node: fx.Node, module: nn.Module | None) -> str:
+    """Return the name of what a node does, the same for a module, a function and a method."""
+    if module is not None:
+        return type(module).__name__.lower()
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return str(name).rstrip("_").removeprefix("_").lower()
 
 
-def _elementwise(walk: _Walk, args: Any, kwargs: Any, output: Tensor) -> _Value | None:
-    value = args[0] if args else None
-    if not isinstance(value, _Value) or output.shape[:2] != value.tensor.shape[:2]:
-        return None
-    return _Value(output, value.channels, value.governed)
+def _trace(network: nn.Module) -> fx.GraphModule:
+    """Return the graph of a network; its modules are those of the network.
 
-
-def _not_zero_at_zero(walk: _Walk, args: Any, kwargs: Any, output: Tensor) -> _Value | None:
-    value = _elementwise(walk, args, kwargs, output)
-    return value and _Value(output, value.channels, np.zeros_like(value.governed))
-
-
-def _mean(walk: _Walk, args: Any, kwargs: Any, output: Tensor) -> _Value | None:
-    dims = kwargs.get("dim", args[1] if len(args) > 1 else None)
-    dims = [dims] if isinstance(dims, int) else dims
-    value = args[0] if args else None
-    if not isinstance(value, _Value) or not isinstance(dims, tuple | list):
-        return None
-    if any(dim % value.tensor.ndim < 2 for dim in dims):
-        return None
-    return _Value(output, value.channels, value.governed)
-
-
-def _flatten(walk: _Walk, args: Any, kwargs: Any, output: Tensor) -> _Value | None:
-    value = args[0] if args else None
-    if not isinstance(value, _Value) or output.ndim != 2 or value.tensor.ndim < 2:
-        return None
-    if output.shape[0] != value.tensor.shape[0]:
-        return None
-    each = output.shape[1] // max(1, value.tensor.shape[1])
-    return _Value(output, value.channels.repeat(each), value.governed.repeat(each))
-
-
-def _pair(args: Any) -> tuple[_Value, _Value] | None:
-    if len(args) < 2 or not all(isinstance(value, _Value) for value in args[:2]):
-        return None
-    first, second = args[:2]
-    if len(first.channels) != len(second.channels):
-        return None
-    return first, second
-
-
-def _add(walk: _Walk, args: Any, kwargs: Any, output: Tensor) -> _Value | None:
-    pair = _pair(args)
-    if pair is None:
-        return None
-    walk.tie(pair[0].channels, pair[1].channels)
-    return _Value(output, pair[0].channels, pair[0].governed & pair[1].governed)
-
-
-def _multiply(walk: _Walk, args: Any, kwargs: Any, output: Tensor) -> _Value | None:
-    if len(args) > 1 and isinstance(args[1], int | float):
-        return _elementwise(walk, args, kwargs, output)
-    pair = _pair(args)
-    if pair is None:
-        return None
-    walk.tie(pair[0].channels, pair[1].channels)
-    return _Value(output, pair[0].channels, pair[0].governed | pair[1].governed)
-
-
-def _concatenate(walk: _Walk, args: Any, kwargs: Any, output: Tensor) -> _Value | None:
-    dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-    parts = args[0] if args else ()
-    if dim != 1 or not all(isinstance(part, _Value) for part in parts):
-        return None
-    return _Value(
-        output,
-        np.concatenate([part.channels for part in parts]),
-        np.concatenate([part.governed for part in parts]),
-    )
-
-
-_RULES: dict[str, _Rule] = (
-    dict.fromkeys(ZERO_AT_ZERO, _elementwise)
-    | dict.fromkeys(SAME_CHANNELS, _not_zero_at_zero)
-    | dict.fromkeys(FLATTENINGS, _flatten)
-    | dict.fromkeys(MEANS, _mean)
-    | dict.fromkeys(ADDITIONS, _add)
-    | dict.fromkeys(PRODUCTS, _multiply)
-    | dict.fromkeys(CONCATENATIONS, _concatenate)
-)
+    Raises:
+        ConfigError: If its forward pass cannot be written as a graph.
+    """
+    try:
+        return fx.symbolic_trace(network)
+    except Exception as error:  # whatever a foreign network raises when it sees a proxy
+        raise ConfigError(
+            "student.builder",
+            [
+                f"{type(network).__name__} cannot be traced by torch.fx, so its channels cannot be "
+                f"cut: {error}. Its forward pass must not branch on values or shapes of tensors; "
+                "choose another network, or another objective"
+            ],
+        ) from error
 
 
 def channel_groups(
@@ -309,11 +225,11 @@ def channel_groups(
     """
     was_training = backbone.training
     backbone.eval()
-    walk = _Walk(trace(backbone))
+    walk = _Walk(_trace(backbone))
     try:
         with torch.no_grad():
             features = walk.run(image)
-            if not isinstance(features, _Value) or features.tensor.ndim != 2:
+            if not isinstance(features, ChannelTensor) or features.tensor.ndim != 2:
                 raise ConfigError("student.builder", ["must return (B, D) features"])
             output = torch.empty(1, reader.out_features)
             logits = walk._layer("", reader, features, output)
