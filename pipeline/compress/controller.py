@@ -2,11 +2,12 @@
 
 A PI controller in incremental form, one for each block, of the logarithm of its weight:
 
-    error   = cost / budget - 1
+    error   = min(cost / budget - 1, 1)
     log w  += proportional * (error - previous error) + integral * error
 
 so that the unknown scale of the weight is found by itself, and a cost that falls fast takes
-pressure away before the budget is passed. While a block is within its budget its regulariser is
+pressure away before the budget is passed. The error is bounded, so that a small budget does not
+make the weight rise too fast for the important channels to resist. While a block is within its budget its regulariser is
 switched off: a channel that is gone seldom comes back.
 
 In: the update, a pure function. Left out: where its state is kept (the objective's buffers).
@@ -63,7 +64,7 @@ def update(
         largest: Upper bound of a weight, so that a block that does not answer yet does not wind
             up without end.
     """
-    error = (costs / budgets - 1).to(state.log_weight.dtype)
+    error = (costs / budgets - 1).clamp(max=1).to(state.log_weight.dtype)
     before = torch.where(state.error.isnan(), error, state.error)
     change = proportional * (error - before) + integral * error
     bound = torch.tensor(largest, dtype=error.dtype, device=error.device).log()

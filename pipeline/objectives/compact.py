@@ -12,7 +12,8 @@ which is also the teacher whose stored soft labels it learns from. In the first 
 is minimised, with G_b of pipeline.compress.regulariser (after MorphNet) and w_b of
 pipeline.compress.controller. Then channels are cut: those whose scale is below the threshold, and,
 where a block is still above its budget, its weakest until it is not. The second stage trains what
-is left with the first two terms.
+is left with the first two terms. The learning rate of the first stage stays at its peak after the
+warm-up; that of the second follows the student's schedule.
 
 Left out: setting small scales to zero after each epoch (they are cut once, at the end), widening
 what came out below its budget, and hints from the teacher's blocks.
@@ -31,7 +32,7 @@ from pipeline.compress.channel_groups import ChannelGroups, channel_groups
 from pipeline.compress.controller import ControllerState, start, update
 from pipeline.compress.regulariser import BlockSparsity, block_of
 from pipeline.compress.surgery import kept_channels
-from pipeline.config import Compact, InputConfig
+from pipeline.config import Compact, InputConfig, StudentConfig
 from pipeline.numerics import sparse_kl
 from pipeline.objectives.base import LabelContext, Objective, StudentOutput, TargetBatch
 from pipeline.objectives.hard_labels import hard_label_loss
@@ -43,10 +44,10 @@ if TYPE_CHECKING:
     from pipeline.models.student import Student
 
 _FIRST_WEIGHT = 0.1
-_LARGEST_WEIGHT = 1e3
+_LARGEST_WEIGHT = 100.0
 _PROPORTIONAL = 4.0
-# Of the logarithm of a weight, over the whole stage, while a block costs twice its budget.
-_RISE = 20.0
+# Of the logarithm of a weight over the whole stage, while a block costs twice its budget or more.
+_RISE = 10.0
 
 
 class SparsityLoss(nn.Module):
@@ -172,6 +173,12 @@ def _sparsity(config: Compact, groups: ChannelGroups) -> BlockSparsity:
     return BlockSparsity(groups, blocks, resource=config.resource, threshold=config.threshold)
 
 
+def _at_constant_rate(config: StudentConfig) -> StudentConfig:
+    # Adam moves a scale by the learning rate a step at most: a rate that falls to 0 leaves half.
+    schedule = config.schedule.model_copy(update={"name": "constant"})
+    return config.model_copy(update={"schedule": schedule})
+
+
 def compact(config: Compact, inputs: MethodInputs) -> Method:
     """Return the method: learn widths, cut, fine-tune.
 
@@ -215,6 +222,7 @@ def compact(config: Compact, inputs: MethodInputs) -> Method:
                 name="structure",
                 objective=CompactObjective(config, inputs.context, loss),
                 epochs=structure_epochs,
+                training=_at_constant_rate(inputs.config),
                 finish=cut,
             ),
             Stage(
