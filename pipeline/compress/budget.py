@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.compress.channel_groups import Mask
+from pipeline.compress.channel_rules import Mask
 from pipeline.compress.regulariser import BlockSparsity
 from storage_schemas.errors import ConfigError
 

@@ -122,7 +122,8 @@ class _Walk(fx.Interpreter):
         # Run first: an in-place operation changes its input, whose channels stay what they are.
         output = getattr(self, n.op)(n.target, plain_args, plain_kwargs)
         if not isinstance(output, Tensor):
-            if isinstance(output, tuple | list):
+            # Shapes are tuples too, and hold nothing.
+            if isinstance(output, tuple | list) and any(isinstance(p, Tensor) for p in output):
                 self.hold(args, kwargs)
                 return type(output)(self._unknown(part, ()) for part in output)
             return output

@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.compress.channel_groups import ChannelGroups, Channels, Layer
+from pipeline.compress.channel_groups import ChannelGroups, Layer
+from pipeline.compress.channel_rules import Channels
 
 Resource = Literal["flops", "parameters"]
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.compress.channel_groups import ChannelGroups, Mask
+from pipeline.compress.channel_groups import ChannelGroups
+from pipeline.compress.channel_rules import Mask
 
 Structure = Mapping[str, tuple[int, int]]
 """By module, its input and output channels after the cut; both are equal where it has one width."""

@@ -33,6 +33,7 @@ from pipeline.compress.controller import ControllerState, start, update
 from pipeline.compress.regulariser import BlockSparsity, block_of
 from pipeline.compress.surgery import kept_channels
 from pipeline.config import Compact, InputConfig, StudentConfig
+from pipeline.models.builders import probe
 from pipeline.numerics import sparse_kl
 from pipeline.objectives.base import LabelContext, Objective, StudentOutput, TargetBatch
 from pipeline.objectives.hard_labels import hard_label_loss
@@ -207,7 +208,10 @@ def compact(config: Compact, inputs: MethodInputs) -> Method:
         student.cut(kept_channels(sparsity.groups, keep))
         return student
 
-    cut(inputs.student)  # refused now, not after the first stage
+    # Refused now, not after the first stage: by its budgets, or since a width is written down in
+    # the forward pass.
+    narrow = cast("Student", cut(inputs.student))
+    probe(narrow.backbone, inputs.input, narrow.feature_dim, owner="student")
     images = min(inputs.config.batch_size // inputs.config.views_per_image, len(inputs.rows))
     loss = SparsityLoss(
         inputs.student,

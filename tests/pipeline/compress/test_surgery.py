@@ -157,6 +157,23 @@ def test_a_network_that_cannot_be_traced_is_refused() -> None:
         channel_groups(Branching(2), nn.Linear(2, 2), torch.zeros(1, 1, 8, 8), names=("b", "h"))
 
 
+class Twice(nn.Module):
+    """One convolution that runs twice, by a view whose size is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(self.conv(x)).view(x.shape[0], -1)
+
+
+def test_a_layer_that_runs_twice_is_refused() -> None:
+    """The error names it."""
+    with pytest.raises(ConfigError, match="'conv' runs twice"):
+        channel_groups(Twice(), nn.Linear(64, 2), torch.zeros(1, 1, 8, 8), names=("b", "h"))
+
+
 @pytest.mark.parametrize(
     ("structure", "match"),
     [
