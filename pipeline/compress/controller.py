@@ -7,8 +7,8 @@ A PI controller in incremental form, one for each block, of the logarithm of its
 
 so that the unknown scale of the weight is found by itself, and a cost that falls fast takes
 pressure away before the budget is passed. The error is bounded, so that a small budget does not
-make the weight rise too fast for the important channels to resist. While a block is within its budget its regulariser is
-switched off: a channel that is gone seldom comes back.
+make the weight rise too fast for the important channels to resist. While a block is within its
+budget its regulariser is switched off: a channel that is gone seldom comes back.
 
 In: the update, a pure function. Left out: where its state is kept (the objective's buffers).
 """

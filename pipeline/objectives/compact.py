@@ -44,7 +44,7 @@ from storage_schemas.errors import ConfigError
 if TYPE_CHECKING:
     from pipeline.models.student import Student
 
-_FIRST_WEIGHT = 0.1
+_FIRST_WEIGHT = 0.5
 _LARGEST_WEIGHT = 100.0
 _PROPORTIONAL = 4.0
 # Of the logarithm of a weight over the whole stage, while a block costs twice its budget or more.

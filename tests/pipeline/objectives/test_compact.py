@@ -14,6 +14,7 @@ from pipeline.config import Compact, InputConfig, StudentConfig
 from pipeline.data.epoch_order import BatchOrder
 from pipeline.data.loader import BatchDataset
 from pipeline.models.student import Student, build_student
+from pipeline.models.weights import save_weights
 from pipeline.numerics import SoftLabelBatch
 from pipeline.objectives import Method, MethodInputs, build_method
 from pipeline.objectives.base import LabelContext, StudentOutput, TargetBatch, total_loss
@@ -21,6 +22,8 @@ from pipeline.objectives.compact import CompactObjective, student_groups
 from pipeline.objectives.stored_signals import StoredSignals
 from pipeline.training.fit import FitResult
 from pipeline.training.fit_stages import fit_stages
+from pipeline.training.prediction import load_student_folder
+from pipeline.workspace import write_record
 from storage_schemas.errors import ConfigError, TrainingError
 from storage_schemas.label_space import LabelSpace
 
@@ -161,7 +164,7 @@ class TestObjective:
 
 
 def test_the_cut_student_is_within_every_budget(tmp_path: Path) -> None:
-    """After both stages each block has at most its share of operations, and predictions work."""
+    """Each block has at most its share of operations, and `predict` loads what was kept."""
     student = run(tmp_path).model
     assert isinstance(student, Student)
     before = build_student(settings(), SPACE)
@@ -181,11 +184,24 @@ def test_the_cut_student_is_within_every_budget(tmp_path: Path) -> None:
         cost(student, InputConfig(size=32, channels=1)).flops
         < cost(before, settings().input).flops / 2
     )
-    again = build_student(settings(), SPACE, student.structure)
-    again.load_state_dict(student.state_dict())
+    save_weights(student, tmp_path / "weights.safetensors")
+    record = {
+        "student": settings().model_dump(mode="json"),
+        "label_space": SPACE.to_dict(),
+        "structure": student.structure,
+    }
+    write_record(tmp_path / "student.json", record)
+    loaded, _, _ = load_student_folder(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(loaded(images(ROWS)).logits, student(images(ROWS)).logits)
+    write_record(
+        tmp_path / "student.json", record | {"structure": {"backbone.stem.0": [1, 10**13]}}
+    )
+    with pytest.raises(TrainingError, match="not a sound student"):
+        load_student_folder(tmp_path)
 
 
-@pytest.mark.parametrize("stop", [3, 8, 9, 13])
+@pytest.mark.parametrize("stop", [3, 8, 13])
 def test_a_stopped_run_ends_with_the_same_weights(tmp_path: Path, stop: int) -> None:
     """Killed in either stage or between them, it goes on to the same student, bit for bit."""
     whole = run(tmp_path / "whole")
