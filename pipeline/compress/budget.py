@@ -1,7 +1,9 @@
 """Which channels stay so that every block is within its budget.
 
-In: channels that are alive stay, then the weakest of the blocks that cost too much are cut one by
-one, until one more would not be needed. Left out: widening what came out below its budget.
+In: channels that are alive stay; then the weakest of the blocks that cost too much are cut one by
+one. Since a channel costs in the blocks of its readers too, a block may lose more than it had to:
+of these channels the strongest are put back, as far as all budgets allow. Left out: channels that
+are not alive are not put back, so what came out below its budget stays there.
 """
 
 from __future__ import annotations
@@ -45,17 +47,28 @@ class _Ledger:
 
     def cut(self, group: int) -> bool:
         """Cut a group, unless a layer would be left without channels; tell whether it was."""
-        touched = self._touches[group]
-        if any(self._left[place] <= count for place, count in touched.items()):
+        if any(self._left[place] <= count for place, count in self._touches[group].items()):
             return False
+        self._change(group, -1)
+        return True
+
+    def put_back(self, group: int, limits: Floats) -> bool:
+        """Put a group back, unless a block would cost more than its limit; tell whether it was."""
+        self._change(group, 1)
+        if (self.costs <= limits).all():
+            return True
+        self._change(group, -1)
+        return False
+
+    def _change(self, group: int, sign: int) -> None:
+        touched = self._touches[group]
         layers = {index for index, _ in touched}
         for index in layers:
             self.costs[self._sparsity.layers[index][0]] -= self._cost(index)
         for place, count in touched.items():
-            self._left[place] -= count
+            self._left[place] += sign * count
         for index in layers:
             self.costs[self._sparsity.layers[index][0]] += self._cost(index)
-        return True
 
 
 def full_costs(sparsity: BlockSparsity) -> Floats:
@@ -77,26 +90,25 @@ def within_budget(sparsity: BlockSparsity, strengths: Floats, shares: Floats) ->
     groups = sparsity.groups
     ledger = _Ledger(sparsity)
     full = ledger.costs.copy()
+    limits = shares * full
     keep = np.ones(groups.count, np.bool_)
     order = np.argsort(strengths, kind="stable")
     order = order[~groups.held[order]]
-    waiting = []
-    for group in order.tolist():
-        if strengths[group] <= sparsity.threshold and ledger.cut(group):
-            keep[group] = False
-        else:
-            waiting.append(group)
+    for group in order[strengths[order] <= sparsity.threshold].tolist():
+        keep[group] = not ledger.cut(group)
+    waiting = order[keep[order]].tolist()
     for group in waiting:
-        above = {int(block) for block in np.flatnonzero(ledger.costs > shares * full)}
-        if not above:
-            break
-        if above & ledger.blocks_of(group) and ledger.cut(group):
-            keep[group] = False
+        above = {int(block) for block in np.flatnonzero(ledger.costs > limits)}
+        if above & ledger.blocks_of(group):
+            keep[group] = not ledger.cut(group)
     problems = [
         f"{sparsity.blocks[block]}: the budget is {shares[block]:.3f} of its {sparsity.resource}, "
         f"and no less than {ledger.costs[block] / full[block]:.3f} is possible"
-        for block in np.flatnonzero(ledger.costs > shares * full)
+        for block in np.flatnonzero(ledger.costs > limits)
     ]
     if problems:
         raise ConfigError("student.objective.budget", problems)
+    for group in reversed(waiting):
+        if not keep[group]:
+            keep[group] = ledger.put_back(group, limits)
     return keep
