@@ -31,16 +31,19 @@ _SQUARE = 1e-12
 
 
 def block_of(name: str, named: Sequence[str]) -> str:
-    """Return the block of a module: the longest given name that holds it, or its first two parts.
+    """Return the block of a layer: the longest given name that holds it, or that of its parent.
 
-    Names are those of the backbone's modules; the layer that reads the features is `head`. So
-    without any names each residual block of torchvision's networks is a block.
+    Names are those of the backbone's modules; the layer that reads the features is `head`. Of a
+    parent's name the first two parts count, so each residual block of torchvision's networks is a
+    block. A layer without a parent is a block of its own.
     """
     if not name.startswith("backbone."):
         return "head"
     inner = name.removeprefix("backbone.")
     holding = [block for block in named if f"{inner}.".startswith(f"{block}.")]
-    return max(holding, key=len) if holding else ".".join(inner.split(".")[:2])
+    if holding:
+        return max(holding, key=len)
+    return ".".join(inner.split(".")[:-1][:2]) or inner
 
 
 class _Incidence:

@@ -173,9 +173,10 @@ def test_weights_rise_until_a_block_answers_and_stop_at_its_budget() -> None:
 
 
 def test_blocks_have_the_longest_name_that_was_given() -> None:
-    """Without a name, a block is the first two parts of a module's; the reader is `head`."""
+    """Without a name, a block is that of the parent, in two parts; the reader is `head`."""
     assert block_of("backbone.layer1.0.conv1", ()) == "layer1.0"
     assert block_of("backbone.layer1.0.conv1", ("layer1", "layer1.0")) == "layer1.0"
     assert block_of("backbone.layer1.1.conv1", ("layer1", "layer1.0", "layer")) == "layer1"
     assert block_of("backbone.conv1", ("layer1",)) == "conv1"
+    assert block_of("backbone.stem.0", ()) == block_of("backbone.stem.1", ()) == "stem"
     assert block_of("head.fc", ("layer1",)) == "head"

@@ -170,7 +170,7 @@ def test_the_cut_student_is_within_every_budget(tmp_path: Path) -> None:
     before = build_student(settings(), SPACE)
     shares = settings().objective.budget
     groups = [student_groups(network, settings().input) for network in (before, student)]
-    for block in ("stem.0", "blocks.0", "blocks.1", "blocks.2", "head"):
+    for block in ("stem", "blocks.0", "blocks.1", "blocks.2", "head"):
         costs = [
             sum(
                 layer.flops * len(layer.writes) * (1 if layer.reads is None else len(layer.reads))
