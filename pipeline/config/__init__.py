@@ -11,6 +11,7 @@ from pipeline.config.data import DataConfig, GlyphData, ImageFolderData, PythonD
 from pipeline.config.features import FeatureConfig
 from pipeline.config.loading import load_project
 from pipeline.config.objectives import (
+    Compact,
     HardLabels,
     KnowledgeConcentration,
     ObjectiveConfig,
@@ -29,6 +30,7 @@ from pipeline.config.training import (
 
 __all__ = [
     "AdamWConfig",
+    "Compact",
     "DataConfig",
     "FeatureConfig",
     "GlyphData",

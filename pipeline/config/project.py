@@ -92,7 +92,22 @@ class Project(Settings):
                 f"student.views_per_image must be at most views.count ({self.views.count}), "
                 f"got {self.student.views_per_image}"
             )
+        if self.student.init is not None:
+            self._check_init(self.student.init)
         return self
+
+    def _check_init(self, name: str) -> None:
+        same = [
+            teacher.name
+            for teacher in self.teachers
+            if (teacher.builder, teacher.builder_args)
+            == (self.student.builder, self.student.builder_args)
+        ]
+        if name not in same:
+            raise ValueError(
+                f"student.init must be a teacher with the builder and builder_args of the student, "
+                f"one of {same}, got {name!r}"
+            )
 
     def teacher(self, name: str) -> TeacherConfig:
         """Return one teacher by name.

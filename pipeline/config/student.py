@@ -49,6 +49,9 @@ class StudentConfig(TrainingConfig):
         LinearHead()
     )
     objective: ObjectiveConfig = SoftLabels(name="soft_labels")
+    init: Name | None = Field(
+        None, description="teacher of the same builder whose weights the student starts from"
+    )
     views_per_image: PositiveInt = Field(1, description="views drawn from one decoded image")
     devices: PositiveInt = Field(
         1, description="processes that share each batch, one a GPU where there are GPUs"

@@ -1,4 +1,4 @@
-"""The classes of a teacher as the project file gives them: a vertical, a list, or a text file.
+"""The classes of a teacher as the project file gives them: a vertical, all, a list, or a file.
 
 In the half that both sides use: labels are bound to their classes, and a student checks that
 without a teacher. Imports no torch.
@@ -37,6 +37,8 @@ def label_map_of(config: TeacherConfig, space: LabelSpace) -> LabelMap:
     if isinstance(config.classes, VerticalClasses):
         names = [space.classes[i] for i in space.classes_in(config.classes.vertical)]
         return LabelMap.from_names(space, names, owner=owner)
+    if config.classes == "all":
+        return LabelMap.from_names(space, list(space.classes), owner=owner)
     names = (
         list(read_class_list(config.classes, owner))
         if isinstance(config.classes, Path)

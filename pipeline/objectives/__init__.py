@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.config import ObjectiveConfig
 from pipeline.objectives.base import LabelContext, Objective
+from pipeline.objectives.compact import compact
 from pipeline.objectives.hard_labels import HardLabelObjective
 from pipeline.objectives.knowledge_concentration import KnowledgeConcentrationObjective
 from pipeline.objectives.method import Method, MethodInputs, Stage
@@ -22,7 +23,9 @@ OBJECTIVES: dict[str, Callable[[Any, LabelContext], Objective]] = {
     "knowledge_concentration": KnowledgeConcentrationObjective,
 }
 
-METHODS: dict[str, Callable[[Any, MethodInputs], Method]] = {}
+METHODS: dict[str, Callable[[Any, MethodInputs], Method]] = {
+    "compact": compact,
+}
 
 
 def build_objective(config: ObjectiveConfig, context: LabelContext) -> Objective:

@@ -78,7 +78,7 @@ def class_probabilities(logits: Tensor, objective: ObjectiveConfig) -> Tensor:
 
 def load_student(run: StudentRun, space: LabelSpace) -> Student:
     """Build a finished run's network with its weights, in eval mode on the CPU."""
-    student = build_student(run.config, space)
+    student = build_student(run.config, space, (run.record or {}).get("structure"))
     student.load_state_dict(read_safetensors(run.weights))
     return student.eval()
 
@@ -159,7 +159,7 @@ def load_student_folder(folder: Path) -> tuple[Student, StudentConfig, LabelSpac
     try:
         config = StudentConfig.model_validate(record["student"])
         space = LabelSpace.from_dict(record["label_space"])
-        student = build_student(config, space)
+        student = build_student(config, space, record.get("structure"))
         student.load_state_dict(read_safetensors(folder / "weights.safetensors"))
     except (
         *(KeyError, TypeError, ValueError, ValidationError, OSError, RuntimeError),

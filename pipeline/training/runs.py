@@ -18,6 +18,7 @@ from pipeline.config import HardLabels, Project, StudentConfig
 from pipeline.reasons import class_changes, setting_changes
 from pipeline.store.lock import writer_lock
 from pipeline.store.published import PublishedLabels
+from pipeline.training.initial_weights import initial_weights
 from pipeline.workspace import Workspace, read_record
 from storage_schemas.fingerprint import fingerprint
 from storage_schemas.label_space import LabelSpace
@@ -42,6 +43,7 @@ _NOT_IN_FINGERPRINT = {
     "memory_budget_mb",
     "allow_partial",  # which labels were there is told by the stores and pairs
     "devices",
+    "init",  # its weights count, by their digest
 }
 
 
@@ -93,7 +95,7 @@ def student_run(
     name = config.name
     if role == "control":
         objective = HardLabels(name="hard_labels")
-        config = config.model_copy(update={"objective": objective})
+        config = config.model_copy(update={"objective": objective, "init": None})
         name = f"{config.name}-control"
     needs_labels = bool(config.objective.reads)
     rows = training_rows(manifest, published)
@@ -107,6 +109,8 @@ def student_run(
     }
     if "features" in config.objective.reads:
         parts["features"] = published.feature_identity()
+    if config.init is not None:
+        parts["init"] = initial_weights(project, published, config.init).digest
     if published.available is not None:
         parts["available"] = published.available.digest
     folder = Workspace(project.workspace).student(name, fingerprint(parts))
@@ -209,6 +213,7 @@ _PARTS = {
     "rows": "other training rows",
     "recipe": "views",
     "available": "other labels are available",
+    "init": "weights to start from",
 }
 
 

@@ -26,6 +26,7 @@ from pipeline.objectives.stored_signals import StoredSignals
 from pipeline.store.published import PublishedLabels
 from pipeline.training.fit import StepReport, pick_device
 from pipeline.training.fit_stages import fit_stages
+from pipeline.training.initial_weights import initial_weights
 from pipeline.training.ranks import rank_and_size
 from pipeline.training.runs import StudentRun, training_rows
 from pipeline.workspace import write_record
@@ -141,6 +142,8 @@ def train_student(
     )
     torch.manual_seed(config.seed)
     student = build_student(config, space)
+    if config.init is not None:
+        initial_weights(project, published, config.init).copy_into(student)
     context = label_context(space, published, manifest.labels[rows], student.feature_dim)
     method = build_method(
         MethodInputs(
@@ -193,6 +196,9 @@ def train_student(
         "images_per_second": round(result.images / max(result.seconds, 1e-9), 1),
         "versions": {"torch": torch.__version__},
     }
+    structure = getattr(result.model, "structure", {})
+    if structure:
+        record["structure"] = {name: list(widths) for name, widths in structure.items()}
     if rank == 0:
         save_weights(result.model, run.weights)
         write_record(run.folder / "student.json", record)

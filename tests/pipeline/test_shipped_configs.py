@@ -32,10 +32,13 @@ def shortened(path: Path, folder: Path) -> Project:
             "data.verticals=[armenian, georgian]",
             "views.count=1",
             "specialists.epochs=1",
-            "student.epochs=1",
+            # An epoch of each stage.
+            f"student.epochs={2 if path.stem == 'compact' else 1}",
         ],
     )
-    teachers = tuple(t for t in project.teachers if t.name in ("armenian", "georgian"))
+    teachers = tuple(
+        t for t in project.teachers if t.name in ("armenian", "georgian") or t.classes == "all"
+    )
     return project.model_copy(update={"teachers": teachers})
 
 
