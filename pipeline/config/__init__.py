@@ -13,6 +13,8 @@ from pipeline.config.objectives import (
     HardLabels,
     KnowledgeConcentration,
     ObjectiveConfig,
+    OnlineSubclass,
+    OnlineSubclassTerm,
     SoftLabels,
 )
 from pipeline.config.project import Project, ReportConfig, RuntimeConfig
@@ -37,6 +39,8 @@ __all__ = [
     "LabelConfig",
     "LinearHead",
     "ObjectiveConfig",
+    "OnlineSubclass",
+    "OnlineSubclassTerm",
     "Project",
     "PythonData",
     "ReportConfig",

@@ -19,6 +19,9 @@ class GlyphData(Settings):
     fonts: tuple[str, ...] = Field((), description="extra font files, as globs")
     min_faces: int = Field(6, ge=2, description="faces that must hold a code point")
     size: int = Field(32, ge=8, le=512, description="pixels per side")
+    merge_cases: bool = Field(
+        False, description="a class is a letter, in upper and lower case, not a code point"
+    )
     test_faces: tuple[str, ...] = Field(
         ("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
         description="faces held out for testing, by file stem",

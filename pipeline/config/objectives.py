@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.config.base import Fraction, Settings
+from pipeline.config.base import Fraction, PositiveInt, Settings
 
 
 class HardLabels(Settings):
@@ -47,6 +47,35 @@ class KnowledgeConcentration(Settings):
     hard_weight: float = Field(0.0, ge=0)
 
 
+class OnlineSubclassTerm(Settings):
+    """The term of Online Subclass KD (Tzelepi et al. 2020), to be added to any loss."""
+
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    name: Literal["online_subclass"]
+    weight: float = Field(0.1, ge=0, description="lambda; 0 leaves the other loss alone")
+    form: Literal["distance", "probability"] = Field(
+        "distance",
+        description="distance: squared L2 of unit vectors to the partners' mean; "
+        "probability: KL to the partners' mean softmax",
+    )
+    representation: Literal["features", "logits"] = Field(
+        "features", description="what partners are near in, and what the distance form draws"
+    )
+    neighbours: PositiveInt = Field(1, description="K: partners of the same class")
+    partner: Literal["nearest", "random", "class_mean"] = Field(
+        "nearest", description="random and class_mean are the controls"
+    )
+    bank: int = Field(0, ge=0, description="rows remembered of earlier batches, as candidates")
+    softening: float = Field(4.0, gt=0, description="temperature of the probability form")
+
+
+class OnlineSubclass(OnlineSubclassTerm):
+    """Cross-entropy with the human labels plus the term of Online Subclass KD; no teacher."""
+
+    label_smoothing: Fraction = 0.0
+
+
 ObjectiveConfig = Annotated[
-    HardLabels | SoftLabels | KnowledgeConcentration, Field(discriminator="name")
+    HardLabels | SoftLabels | KnowledgeConcentration | OnlineSubclass, Field(discriminator="name")
 ]

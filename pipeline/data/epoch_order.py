@@ -39,9 +39,16 @@ def shuffled_rows(
     Returns:
         (N,) a permutation of `rows`.
     """
-    generator = _generator(seed, epoch)
+    return np.concatenate(
+        _shuffled_windows(rows, _generator(seed, epoch), shard_rows, window_shards)
+    )
+
+
+def _shuffled_windows(
+    rows: Rows, generator: np.random.Generator, shard_rows: int | None, window_shards: int = 4
+) -> list[Rows]:
     if shard_rows is None:
-        return generator.permutation(rows)
+        return [generator.permutation(rows)]
     first = np.flatnonzero(np.diff(rows // shard_rows, prepend=-1))
     shards = np.split(rows, first[1:])
     order = generator.permutation(len(shards))
@@ -49,7 +56,27 @@ def shuffled_rows(
         np.concatenate([shards[i] for i in order[start : start + window_shards]])
         for start in range(0, len(order), window_shards)
     ]
-    return np.concatenate([generator.permutation(window) for window in windows])
+    return [generator.permutation(window) for window in windows]
+
+
+def _by_class(rows: Rows, classes: Rows, samples: int, generator: np.random.Generator) -> Rows:
+    """Return shuffled rows so that `samples` of one class follow one another.
+
+    Groups of `samples` rows are shuffled. The rows that a class has left over are put together,
+    class by class, to further groups, among which only the last may be smaller: so groups stay
+    whole in batches that they divide.
+    """
+    order = np.argsort(classes, kind="stable")
+    counts = np.unique(classes, return_counts=True)[1]
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    whole = place < np.repeat(counts // samples * samples, counts)
+    full, rest = rows[order[whole]].reshape(-1, samples), rows[order[~whole]]
+    rest_classes = classes[order[~whole]]
+    mixed = generator.permutation(int(classes.max()) + 2)[rest_classes]
+    rest = rest[np.argsort(mixed, kind="stable")]
+    end = len(rest) // samples * samples
+    groups = np.concatenate([full, rest[:end].reshape(-1, samples)])
+    return np.concatenate([generator.permutation(groups).reshape(-1), rest[end:]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +97,9 @@ class BatchOrder:
             it, one more or fewer than another rank where they do not divide evenly.
         shard_rows: See `shuffled_rows`.
         available: (N, views) bool, which stored views each row has, at least one; None: all.
+        classes: (N,) class of each row, -1: none; read where `samples_per_class` is above 1.
+        samples_per_class: Rows of one class that follow one another, as far as classes have so
+            many. Each row still comes once an epoch.
     """
 
     rows: Rows
@@ -83,6 +113,8 @@ class BatchOrder:
     world_size: int = 1
     shard_rows: int | None = None
     available: npt.NDArray[np.bool_] | None = None
+    classes: Rows | None = None
+    samples_per_class: int = 1
 
     def __post_init__(self) -> None:
         if len(self.rows) == 0:
@@ -99,6 +131,10 @@ class BatchOrder:
                 f"batch_size must be a multiple of views_per_image ({self.views_per_image}), "
                 f"got {self.batch_size}"
             )
+        if self.samples_per_class > 1 and (
+            self.classes is None or len(self.classes) != len(self.rows)
+        ):
+            raise ValueError("samples_per_class needs the class of every row")
         if self.images_per_batch < self.world_size:
             raise ValueError(
                 f"a batch must have an image for each of {self.world_size} ranks, "
@@ -117,12 +153,32 @@ class BatchOrder:
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Rows, Rows]]:
         """Yield (rows, views), each (batch,) int64, from a step of an epoch on."""
-        order = shuffled_rows(self.rows, seed=self.seed, epoch=epoch, shard_rows=self.shard_rows)
+        order = self._order(epoch)
         size = self.images_per_batch
-        mine = slice(*(size * (self.rank + end) // self.world_size for end in (0, 1)))
+        mine = slice(*(self._first_image(self.rank + end) for end in (0, 1)))
         for step in range(first_step, self.steps_per_epoch):
             rows = order[step * size : (step + 1) * size]
             yield self._with_views(rows[mine], epoch)
+
+    def _order(self, epoch: int) -> Rows:
+        generator = _generator(self.seed, epoch)
+        windows = _shuffled_windows(self.rows, generator, self.shard_rows)
+        if self.samples_per_class > 1:
+            assert self.classes is not None
+            classes = [self.classes[np.searchsorted(self.rows, window)] for window in windows]
+            windows = [
+                _by_class(window, own, self.samples_per_class, generator)
+                for window, own in zip(windows, classes, strict=True)
+            ]
+        return np.concatenate(windows)
+
+    def _first_image(self, rank: int) -> int:
+        """Return where a rank's part of a batch begins; groups of one class stay together."""
+        size, group = self.images_per_batch, self.samples_per_class
+        if rank == self.world_size:
+            return size
+        groups = max(size // group, 1)
+        return min(group, size) * (groups * rank // self.world_size)
 
     def _with_views(self, rows: Rows, epoch: int) -> tuple[Rows, Rows]:
         if self.fresh_views:

@@ -29,7 +29,7 @@ from pipeline.training.fit_stages import fit_stages
 from pipeline.training.ranks import rank_and_size
 from pipeline.training.runs import StudentRun, training_rows
 from pipeline.workspace import write_record
-from storage_schemas.errors import ConfigError, DataError
+from storage_schemas.errors import ConfigError, DataError, TrainingError
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import TRAIN, Manifest
 
@@ -121,13 +121,20 @@ def train_student(
 
     Raises:
         DataError: If there are no training rows.
-        TrainingError: If a signal is missing or the loss is not finite.
+        TrainingError: If a signal is missing, the loss is not finite, or the batches are to be
+            made of classes and no image has one.
         MissingLabelError: If a label that the run needs has not been written.
     """
     config = run.config
     rows = training_rows(manifest, published)
     if len(rows) == 0:
         raise DataError("no training row has a published label; run `concentrate label` first")
+    classes = manifest.labels[rows].astype(np.int64)
+    if config.samples_per_class is not None and not (classes >= 0).any():
+        raise TrainingError(
+            "student.samples_per_class needs hard labels, got none: sort the images into class "
+            "folders, or leave it out"
+        )
     reader = _reader(project, config, manifest, published)
     shard_rows = _window_shard_rows(run, manifest, published)
     signals = _signals(
@@ -160,6 +167,8 @@ def train_student(
         world_size=world_size,
         shard_rows=shard_rows,
         available=None if published.available is None else published.available.views,
+        classes=classes,
+        samples_per_class=config.samples_per_class or 1,
     )
     dataset = BatchDataset(reader.read, signals.fetch)
     result = fit_stages(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.config import HardLabels, KnowledgeConcentration, SoftLabels
+from pipeline.config import HardLabels, KnowledgeConcentration, OnlineSubclass, SoftLabels
 from pipeline.numerics import SoftLabelBatch, SupportTable, sparse_kl
 from pipeline.objectives import OBJECTIVES, build_objective
 from pipeline.objectives.base import LabelContext, StudentOutput, TargetBatch, total_loss
@@ -33,6 +33,10 @@ CONFIGS = {
     ),
     "kc sigmoid": KnowledgeConcentration(
         name="knowledge_concentration", form="sigmoid", hard_weight=0.5
+    ),
+    "subclass": OnlineSubclass(name="online_subclass", representation="logits"),
+    "subclass probability": OnlineSubclass(
+        name="online_subclass", form="probability", neighbours=2
     ),
 }
 
