@@ -76,6 +76,20 @@ class OnlineSubclass(OnlineSubclassTerm):
     label_smoothing: Fraction = 0.0
 
 
+class Curriculum(Settings):
+    """Which rows are trained on when: a pool that grows from the easy ones to all (Zhao 2021)."""
+
+    difficulty: Literal["true_class", "entropy"] = Field(
+        "true_class",
+        description="true_class: 1 - the teachers' probability of the hard label; entropy: theirs",
+    )
+    first: Literal["easy", "hard", "random"] = Field(
+        "easy", description="who is in the first pool; hard and random are the controls"
+    )
+    start: float = Field(0.4, gt=0, le=1, description="f0: share of the rows in the first pool")
+    phases: PositiveInt = Field(3, description="pools, the last with all rows; equal epochs each")
+
+
 ObjectiveConfig = Annotated[
     HardLabels | SoftLabels | KnowledgeConcentration | OnlineSubclass, Field(discriminator="name")
 ]

@@ -7,7 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pipeline.config.base import Name, PositiveInt, Settings
-from pipeline.config.objectives import ObjectiveConfig, OnlineSubclassTerm, SoftLabels
+from pipeline.config.objectives import (
+    Curriculum,
+    ObjectiveConfig,
+    OnlineSubclassTerm,
+    SoftLabels,
+)
 from pipeline.config.training import InputConfig, TrainingConfig
 
 
@@ -39,7 +44,7 @@ class StructurallyConnectedHead(Settings):
 
 
 # Settings that came after the first runs: a run that does not use one keeps its fingerprint.
-_LEFT_OUT_UNLESS_SET = ("auxiliary", "samples_per_class")
+_LEFT_OUT_UNLESS_SET = ("auxiliary", "curriculum", "samples_per_class")
 
 
 class StudentConfig(TrainingConfig):
@@ -55,6 +60,9 @@ class StudentConfig(TrainingConfig):
     objective: ObjectiveConfig = SoftLabels(name="soft_labels")
     auxiliary: tuple[OnlineSubclassTerm, ...] = Field(
         (), description="terms added to the loss of the objective; the control has none"
+    )
+    curriculum: Curriculum | None = Field(
+        None, description="start with the rows that the teachers find easy; the control does not"
     )
     samples_per_class: PositiveInt | None = Field(
         None, description="images of one class that share a batch; null: as the shuffle has it"
@@ -102,6 +110,22 @@ class StudentConfig(TrainingConfig):
         doubles = sorted({name for name in names if names.count(name) > 1})
         if doubles:
             raise ValueError(f"objective and auxiliary must differ, got {doubles} more than once")
+        return self
+
+    @model_validator(mode="after")
+    def _a_curriculum_fits(self) -> StudentConfig:
+        if self.curriculum is None:
+            return self
+        if "soft" not in self.objective.reads:
+            raise ValueError(
+                "curriculum needs an objective that reads soft labels, which tell the easy rows, "
+                f"got {self.objective.name!r}"
+            )
+        if self.curriculum.phases > self.epochs:
+            raise ValueError(
+                f"curriculum.phases must be at most epochs ({self.epochs}), got "
+                f"{self.curriculum.phases}"
+            )
         return self
 
     @model_serializer(mode="wrap")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,8 @@ import numpy.typing as npt
 Rows = npt.NDArray[np.int64]
 
 
-def _generator(seed: int, epoch: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[seed, epoch]))
+def _generator(seed: int, epoch: int, turn: int = 0) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[seed, epoch + (turn << 32)]))
 
 
 def shuffled_rows(
@@ -100,6 +100,9 @@ class BatchOrder:
         classes: (N,) class of each row, -1: none; read where `samples_per_class` is above 1.
         samples_per_class: Rows of one class that follow one another, as far as classes have so
             many. Each row still comes once an epoch.
+        places: (N,) of each row, 0 for the first to be trained on; None: all rows at once.
+        pool_shares: Share of the rows, by place, that each epoch draws from; all rows after the
+            last. An epoch keeps its steps: it goes over a small pool several times.
     """
 
     rows: Rows
@@ -115,6 +118,8 @@ class BatchOrder:
     available: npt.NDArray[np.bool_] | None = None
     classes: Rows | None = None
     samples_per_class: int = 1
+    places: Rows | None = None
+    pool_shares: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.rows) == 0:
@@ -153,15 +158,33 @@ class BatchOrder:
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Rows, Rows]]:
         """Yield (rows, views), each (batch,) int64, from a step of an epoch on."""
-        order = self._order(epoch)
+        pool = self._pool(epoch)
         size = self.images_per_batch
         mine = slice(*(self._first_image(self.rank + end) for end in (0, 1)))
+        order, turn_of_order = np.empty(0, np.int64), -1
         for step in range(first_step, self.steps_per_epoch):
-            rows = order[step * size : (step + 1) * size]
-            yield self._with_views(rows[mine], epoch)
+            turn, place = divmod(step, pool.steps_per_epoch)
+            if turn != turn_of_order:
+                order, turn_of_order = pool._order(epoch, turn), turn
+            rows = order[place * size : (place + 1) * size]
+            yield self._with_views(rows[mine], epoch + turn)
 
-    def _order(self, epoch: int) -> Rows:
-        generator = _generator(self.seed, epoch)
+    def _pool(self, epoch: int) -> BatchOrder:
+        """Return the order over the rows that an epoch draws from, at least one batch of them."""
+        if self.places is None or epoch >= len(self.pool_shares):
+            return self
+        size = max(self.images_per_batch, round(self.pool_shares[epoch] * len(self.rows)))
+        inside = self.places < size
+        return replace(
+            self,
+            rows=self.rows[inside],
+            available=None if self.available is None else self.available[inside],
+            classes=None if self.classes is None else self.classes[inside],
+            places=None,
+        )
+
+    def _order(self, epoch: int, turn: int) -> Rows:
+        generator = _generator(self.seed, epoch, turn)
         windows = _shuffled_windows(self.rows, generator, self.shard_rows)
         if self.samples_per_class > 1:
             assert self.classes is not None

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.config import ObjectiveConfig, StudentConfig
 from pipeline.objectives.base import LabelContext, Objective
+from pipeline.objectives.curriculum import curriculum_order
 from pipeline.objectives.hard_labels import HardLabelObjective
 from pipeline.objectives.knowledge_concentration import KnowledgeConcentrationObjective
 from pipeline.objectives.method import Method, MethodInputs, Stage
@@ -50,15 +51,22 @@ def build_method(inputs: MethodInputs, name: str) -> Method:
         name: Of its stage where it has only one.
 
     Raises:
-        ConfigError: If terms are to be added to a method that does not take any.
+        ConfigError: If terms or a curriculum are to be added to a method that takes none.
+        TrainingError: If the signals do not tell how difficult a row is.
     """
     config = inputs.config.objective
     if config.name in METHODS:
-        if inputs.config.auxiliary:
-            raise ConfigError("student.auxiliary", [f"cannot be added to {config.name!r}"])
+        for setting in ("auxiliary", "curriculum"):
+            if getattr(inputs.config, setting):
+                raise ConfigError(f"student.{setting}", [f"cannot be added to {config.name!r}"])
         return METHODS[config.name](config, inputs)
     objective = build_student_objective(inputs.config, inputs.context)
-    stage = Stage(name=name, objective=objective, epochs=inputs.config.epochs)
+    stage = Stage(
+        name=name,
+        objective=objective,
+        epochs=inputs.config.epochs,
+        order=curriculum_order(inputs),
+    )
     return Method(network=inputs.student, stages=(stage,))
 
 

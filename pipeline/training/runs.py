@@ -93,7 +93,9 @@ def student_run(
     name = config.name
     if role == "control":
         objective = HardLabels(name="hard_labels")
-        config = config.model_copy(update={"objective": objective, "auxiliary": ()})
+        config = config.model_copy(
+            update={"objective": objective, "auxiliary": (), "curriculum": None}
+        )
         name = f"{config.name}-control"
     needs_labels = bool(config.objective.reads)
     rows = training_rows(manifest, published)
