@@ -10,6 +10,7 @@ Relative paths are relative to the project file.
 from pipeline.config.data import DataConfig, GlyphData, ImageFolderData, PythonData, TorchvisionData
 from pipeline.config.loading import load_project
 from pipeline.config.objectives import (
+    Balanced,
     Curriculum,
     HardLabels,
     KnowledgeConcentration,
@@ -31,6 +32,7 @@ from pipeline.config.training import (
 
 __all__ = [
     "AdamWConfig",
+    "Balanced",
     "Curriculum",
     "DataConfig",
     "GlyphData",

@@ -76,6 +76,26 @@ class OnlineSubclass(OnlineSubclassTerm):
     label_smoothing: Fraction = 0.0
 
 
+class Balanced(Settings):
+    """Balanced KD (Zhang et al. 2021): soft labels re-weighted by class, for long tails."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"soft"})
+
+    name: Literal["balanced"]
+    temperature: float = Field(2.0, gt=0)
+    weight: float = Field(1.0, ge=0, description="alpha: of the distillation loss")
+    hard_weight: float = Field(1.0, ge=0, description="of the unweighted cross-entropy")
+    beta: float = Field(
+        0.9999,
+        ge=0,
+        lt=1,
+        description="weight of a class of n rows: (1 - beta) / (1 - beta^n); 0: plain distillation",
+    )
+    balanced_from: Fraction = Field(
+        0.0, description="share of the steps after which classes are weighted (deferred: DRW)"
+    )
+
+
 class Curriculum(Settings):
     """Which rows are trained on when: a pool that grows from the easy ones to all (Zhao 2021)."""
 
@@ -91,5 +111,6 @@ class Curriculum(Settings):
 
 
 ObjectiveConfig = Annotated[
-    HardLabels | SoftLabels | KnowledgeConcentration | OnlineSubclass, Field(discriminator="name")
+    HardLabels | SoftLabels | KnowledgeConcentration | OnlineSubclass | Balanced,
+    Field(discriminator="name"),
 ]

@@ -116,7 +116,8 @@ def open_glyphs(config: GlyphData, workspace: Path) -> GlyphSource:
         {
             "version": RENDERING_VERSION,
             "config": config.model_dump(
-                mode="json", exclude={"fonts"} if config.merge_cases else {"fonts", "merge_cases"}
+                mode="json",
+                exclude={"fonts", "imbalance"} | (set() if config.merge_cases else {"merge_cases"}),
             ),
             "fonts": {path.stem: file_digest(path) for path in files},
             "freetype": features.version("freetype2"),

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.config import ObjectiveConfig, StudentConfig
+from pipeline.objectives.balanced import BalancedObjective
 from pipeline.objectives.base import LabelContext, Objective
 from pipeline.objectives.curriculum import curriculum_order
 from pipeline.objectives.hard_labels import HardLabelObjective
@@ -25,6 +26,7 @@ OBJECTIVES: dict[str, Callable[[Any, LabelContext], Objective]] = {
     "soft_labels": SoftLabelObjective,
     "knowledge_concentration": KnowledgeConcentrationObjective,
     "online_subclass": OnlineSubclassObjective,
+    "balanced": BalancedObjective,
 }
 
 METHODS: dict[str, Callable[[Any, MethodInputs], Method]] = {}

@@ -97,6 +97,7 @@ class LabelContext:
         supports: Per teacher, its (C_t,) ascending global ids.
         teachers: Their names, in that order.
         class_counts: (C,) int64 labelled training rows of each class.
+        total_steps: Of the whole run; 0 where there is no run.
         feature_dim: D, the width of the student's features before its head.
         features: (channels, height, width) of each stored block feature, by its name in
             `TargetBatch.features`.
@@ -108,6 +109,7 @@ class LabelContext:
     teachers: tuple[str, ...] = ()
     class_counts: Tensor | None = None
     feature_dim: int = 0
+    total_steps: int = 0
     features: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
 

@@ -56,7 +56,11 @@ def _signals(
 
 
 def label_context(
-    space: LabelSpace, published: PublishedLabels, labels: np.ndarray, feature_dim: int
+    space: LabelSpace,
+    published: PublishedLabels,
+    labels: np.ndarray,
+    feature_dim: int,
+    total_steps: int = 0,
 ) -> LabelContext:
     """Return what an objective sees of the label space, the teachers and the student.
 
@@ -65,6 +69,7 @@ def label_context(
         published: The teachers' stores.
         labels: (N,) hard labels of the training rows; -1: unlabelled.
         feature_dim: Width of the student's features.
+        total_steps: Of the run.
     """
     counts = np.bincount(labels[labels >= 0], minlength=len(space)).astype(np.int64)
     return LabelContext(
@@ -74,6 +79,7 @@ def label_context(
         teachers=published.names,
         class_counts=torch.from_numpy(counts),
         feature_dim=feature_dim,
+        total_steps=total_steps,
     )
 
 
@@ -140,22 +146,6 @@ def train_student(
     signals = _signals(
         run, manifest, published, reader, held_rows=rows if shard_rows is None else None
     )
-    torch.manual_seed(config.seed)
-    student = build_student(config, space)
-    context = label_context(space, published, manifest.labels[rows], student.feature_dim)
-    method = build_method(
-        MethodInputs(
-            config=config,
-            student=student,
-            context=context,
-            signals=signals,
-            rows=rows,
-            views=project.views.count,
-        ),
-        run.role,
-    )
-    for stage in method.stages:
-        stage.check_signals(signals.provides)
     rank, world_size = rank_and_size()
     order = BatchOrder(
         rows=rows,
@@ -170,6 +160,28 @@ def train_student(
         classes=classes,
         samples_per_class=config.samples_per_class or 1,
     )
+    torch.manual_seed(config.seed)
+    student = build_student(config, space)
+    context = label_context(
+        space,
+        published,
+        manifest.labels[rows],
+        student.feature_dim,
+        total_steps=config.epochs * order.steps_per_epoch,
+    )
+    method = build_method(
+        MethodInputs(
+            config=config,
+            student=student,
+            context=context,
+            signals=signals,
+            rows=rows,
+            views=project.views.count,
+        ),
+        run.role,
+    )
+    for stage in method.stages:
+        stage.check_signals(signals.provides)
     dataset = BatchDataset(reader.read, signals.fetch)
     result = fit_stages(
         method,

@@ -25,6 +25,8 @@ GLYPHS = [path for path in CONFIGS if "source: glyphs" in path.read_text(encodin
 
 def shortened(path: Path, folder: Path) -> Project:
     """The project with its two smallest verticals, one view and one epoch of each training."""
+    # A curriculum has at most one phase an epoch.
+    curriculum = "  curriculum:" in path.read_text(encoding="utf-8")
     project = load_project(
         path,
         [
@@ -33,6 +35,7 @@ def shortened(path: Path, folder: Path) -> Project:
             "views.count=1",
             "specialists.epochs=1",
             "student.epochs=1",
+            *(["student.curriculum.phases=1"] if curriculum else []),
         ],
     )
     teachers = tuple(t for t in project.teachers if t.name in ("armenian", "georgian"))
