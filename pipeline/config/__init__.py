@@ -17,6 +17,7 @@ from pipeline.config.objectives import (
     ObjectiveConfig,
     OnlineSubclass,
     OnlineSubclassTerm,
+    PeerCollaborative,
     SoftLabels,
 )
 from pipeline.config.project import Project, ReportConfig, RuntimeConfig
@@ -45,6 +46,7 @@ __all__ = [
     "ObjectiveConfig",
     "OnlineSubclass",
     "OnlineSubclassTerm",
+    "PeerCollaborative",
     "Project",
     "PythonData",
     "ReportConfig",

@@ -96,6 +96,26 @@ class Balanced(Settings):
     )
 
 
+class PeerCollaborative(Settings):
+    """Peer Collaborative Learning (Wu & Gong 2021): peers teach each other, no teacher."""
+
+    reads: ClassVar[frozenset[str]] = frozenset()
+
+    name: Literal["peer_collaborative"]
+    peers: int = Field(3, ge=2, description="m: each is shown a view of its own of every image")
+    stage: str = Field(
+        "layer4", description="module of the backbone that each peer has of its own, by name"
+    )
+    softening: float = Field(3.0, gt=0, description="T of both distillation losses")
+    ramp: Fraction = Field(
+        0.25, description="share of the steps over which the distillation losses come in"
+    )
+    decay: float = Field(0.999, ge=0, lt=1, description="of the mean teacher, at its largest")
+    ensemble_weight: float = Field(1.0, ge=0, description="0: no peer learns from the ensemble")
+    mean_weight: float = Field(1.0, ge=0, description="0: no peer learns from the mean peers")
+    label_smoothing: Fraction = 0.0
+
+
 class Curriculum(Settings):
     """Which rows are trained on when: a pool that grows from the easy ones to all (Zhao 2021)."""
 
@@ -111,6 +131,11 @@ class Curriculum(Settings):
 
 
 ObjectiveConfig = Annotated[
-    HardLabels | SoftLabels | KnowledgeConcentration | OnlineSubclass | Balanced,
+    HardLabels
+    | SoftLabels
+    | KnowledgeConcentration
+    | OnlineSubclass
+    | Balanced
+    | PeerCollaborative,
     Field(discriminator="name"),
 ]

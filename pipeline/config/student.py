@@ -11,6 +11,7 @@ from pipeline.config.objectives import (
     Curriculum,
     ObjectiveConfig,
     OnlineSubclassTerm,
+    PeerCollaborative,
     SoftLabels,
 )
 from pipeline.config.training import InputConfig, TrainingConfig
@@ -125,6 +126,16 @@ class StudentConfig(TrainingConfig):
             raise ValueError(
                 f"curriculum.phases must be at most epochs ({self.epochs}), got "
                 f"{self.curriculum.phases}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _each_peer_has_a_view(self) -> StudentConfig:
+        objective = self.objective
+        if isinstance(objective, PeerCollaborative) and objective.peers != self.views_per_image:
+            raise ValueError(
+                f"views_per_image must be the number of peers ({objective.peers}), each of which "
+                f"is shown a view of its own, got {self.views_per_image}"
             )
         return self
 

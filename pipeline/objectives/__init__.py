@@ -17,6 +17,7 @@ from pipeline.objectives.hard_labels import HardLabelObjective
 from pipeline.objectives.knowledge_concentration import KnowledgeConcentrationObjective
 from pipeline.objectives.method import Method, MethodInputs, Stage
 from pipeline.objectives.online_subclass import OnlineSubclassObjective, SubclassTerm
+from pipeline.objectives.peer_collaborative import peer_collaborative_method
 from pipeline.objectives.soft_labels import SoftLabelObjective
 from pipeline.objectives.summed import SummedObjective
 from storage_schemas.errors import ConfigError
@@ -29,7 +30,9 @@ OBJECTIVES: dict[str, Callable[[Any, LabelContext], Objective]] = {
     "balanced": BalancedObjective,
 }
 
-METHODS: dict[str, Callable[[Any, MethodInputs], Method]] = {}
+METHODS: dict[str, Callable[[Any, MethodInputs], Method]] = {
+    "peer_collaborative": peer_collaborative_method,
+}
 
 
 def build_objective(config: ObjectiveConfig, context: LabelContext) -> Objective:

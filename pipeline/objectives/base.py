@@ -32,6 +32,21 @@ class StudentOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PeerOutput(StudentOutput):
+    """What m peers return for m views of each of n images, B = n * m rows in that order.
+
+    `logits` and `features` of row i * m + j are those of peer j.
+
+    Attributes:
+        ensemble: (n, C) logits of the classifier over the features of all peers.
+        averaged: (B, C) logits of the mean teachers of the peers; no gradient flows there.
+    """
+
+    ensemble: Tensor
+    averaged: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class BlockFeatureBatch:
     """What one teacher's block said of B views.
 
