@@ -24,18 +24,17 @@ GLYPHS = [path for path in CONFIGS if "source: glyphs" in path.read_text(encodin
 
 
 def shortened(path: Path, folder: Path) -> Project:
-    """The project with its two smallest verticals, one view and one epoch of each training."""
-    # A curriculum has at most one phase an epoch.
-    curriculum = "  curriculum:" in path.read_text(encoding="utf-8")
+    """The project with its two smallest verticals, few views and one epoch of each training."""
+    student = load_project(path).student
     project = load_project(
         path,
         [
             f"workspace={folder}",
             "data.verticals=[armenian, georgian]",
-            "views.count=1",
+            f"views.count={student.views_per_image}",
             "specialists.epochs=1",
             "student.epochs=1",
-            *(["student.curriculum.phases=1"] if curriculum else []),
+            *(["student.curriculum.phases=1"] if student.curriculum else []),
         ],
     )
     teachers = tuple(t for t in project.teachers if t.name in ("armenian", "georgian"))
