@@ -45,6 +45,8 @@ def show_plan(plan: dict[str, Any]) -> None:
             f"left out: {sum(plan['no_teacher'].values()):,} training images that no teacher "
             f"labels, of {escape(', '.join(classes[:5]))}{more}"
         )
+    for warning in plan["warnings"]:
+        console.print(f"warning: {plain(warning)}")
     if not plan["work"]:
         console.print("everything is up to date")
         return

@@ -86,6 +86,7 @@ class Plan:
         images: Rows in use, by split name.
         no_teacher: Training rows that no teacher labels, by class: the student does not see them.
         quarantined: Files that do not decode.
+        warnings: Settings that fit together and yet do not do what their method is for.
         free_bytes: Of the workspace's disk; None for a bucket.
     """
 
@@ -94,6 +95,7 @@ class Plan:
     no_teacher: dict[str, int] = field(default_factory=dict)
     quarantined: int = 0
     free_bytes: int | None = 0
+    warnings: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -222,8 +224,19 @@ def make_plan(
         no_teacher=_without_teacher(specs, space, manifest),
         quarantined=update.quarantined,
         free_bytes=free_bytes(project.workspace),
+        warnings=_warnings(project, specs),
     )
     return plan, update
+
+
+def _warnings(project: Project, specs: Sequence[TeacherSpec]) -> tuple[str, ...]:
+    classes = max(len(spec.label_map.support) for spec in specs)
+    if project.student.objective.name != "balanced" or project.labels.k >= classes:
+        return ()
+    return (
+        f"labels.k {project.labels.k} drops classes of teachers that have up to {classes}: the "
+        f"rare ones, which balanced is for, share what is left evenly; set labels.k to {classes}",
+    )
 
 
 def _without_teacher(

@@ -11,10 +11,15 @@ from pipeline.config.data import DataConfig, GlyphData, ImageFolderData, PythonD
 from pipeline.config.features import FeatureConfig
 from pipeline.config.loading import load_project
 from pipeline.config.objectives import (
+    Balanced,
     Compact,
+    Curriculum,
     HardLabels,
     KnowledgeConcentration,
     ObjectiveConfig,
+    OnlineSubclass,
+    OnlineSubclassTerm,
+    PeerCollaborative,
     SoftLabels,
 )
 from pipeline.config.project import Project, ReportConfig, RuntimeConfig
@@ -30,7 +35,9 @@ from pipeline.config.training import (
 
 __all__ = [
     "AdamWConfig",
+    "Balanced",
     "Compact",
+    "Curriculum",
     "DataConfig",
     "FeatureConfig",
     "GlyphData",
@@ -41,6 +48,9 @@ __all__ = [
     "LabelConfig",
     "LinearHead",
     "ObjectiveConfig",
+    "OnlineSubclass",
+    "OnlineSubclassTerm",
+    "PeerCollaborative",
     "Project",
     "PythonData",
     "ReportConfig",

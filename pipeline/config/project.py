@@ -87,6 +87,11 @@ class Project(Settings):
                 f"{objective.name!r}: the sigmoid form of knowledge_concentration, and only it, "
                 "trains on sigmoid labels"
             )
+        if self.views.mix is not None and objective.name == "peer_collaborative":
+            raise ValueError(
+                "views.mix does not fit the objective 'peer_collaborative': the views of an image "
+                "are mixed with different others, and its ensemble would have no label"
+            )
         if self.student.views_per_image > self.views.count:
             raise ValueError(
                 f"student.views_per_image must be at most views.count ({self.views.count}), "

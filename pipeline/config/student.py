@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pipeline.config.base import Name, PositiveInt, Settings
-from pipeline.config.objectives import ObjectiveConfig, SoftLabels
+from pipeline.config.objectives import (
+    Curriculum,
+    ObjectiveConfig,
+    OnlineSubclassTerm,
+    PeerCollaborative,
+    SoftLabels,
+)
 from pipeline.config.training import InputConfig, TrainingConfig
 
 
@@ -38,6 +44,10 @@ class StructurallyConnectedHead(Settings):
         return self
 
 
+# Settings that came after the first runs: a run that does not use one keeps its fingerprint.
+_LEFT_OUT_UNLESS_SET = ("auxiliary", "curriculum", "samples_per_class")
+
+
 class StudentConfig(TrainingConfig):
     """The one network that learns all classes, and how."""
 
@@ -51,6 +61,15 @@ class StudentConfig(TrainingConfig):
     objective: ObjectiveConfig = SoftLabels(name="soft_labels")
     init: Name | None = Field(
         None, description="teacher of the same builder whose weights the student starts from"
+    )
+    auxiliary: tuple[OnlineSubclassTerm, ...] = Field(
+        (), description="terms added to the loss of the objective; the control has none"
+    )
+    curriculum: Curriculum | None = Field(
+        None, description="start with the rows that the teachers find easy; the control does not"
+    )
+    samples_per_class: PositiveInt | None = Field(
+        None, description="images of one class that share a batch; null: as the shuffle has it"
     )
     views_per_image: PositiveInt = Field(1, description="views drawn from one decoded image")
     devices: PositiveInt = Field(
@@ -76,3 +95,57 @@ class StudentConfig(TrainingConfig):
                 f"{images}), got {self.devices}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _whole_classes_in_a_batch(self) -> StudentConfig:
+        images, samples = self.batch_size // self.views_per_image, self.samples_per_class or 1
+        if images % samples:
+            raise ValueError(
+                f"samples_per_class must divide the images of a batch (batch_size / "
+                f"views_per_image = {images}), got {samples}"
+            )
+        if self.devices > images // samples:
+            raise ValueError(
+                f"devices must be at most the classes of a batch (images / samples_per_class = "
+                f"{images // samples}), got {self.devices}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_term_of_a_kind(self) -> StudentConfig:
+        names = [term.name for term in (self.objective, *self.auxiliary)]
+        doubles = sorted({name for name in names if names.count(name) > 1})
+        if doubles:
+            raise ValueError(f"objective and auxiliary must differ, got {doubles} more than once")
+        return self
+
+    @model_validator(mode="after")
+    def _a_curriculum_fits(self) -> StudentConfig:
+        if self.curriculum is None:
+            return self
+        if "soft" not in self.objective.reads:
+            raise ValueError(
+                "curriculum needs an objective that reads soft labels, which tell the easy rows, "
+                f"got {self.objective.name!r}"
+            )
+        if self.curriculum.phases > self.epochs:
+            raise ValueError(
+                f"curriculum.phases must be at most epochs ({self.epochs}), got "
+                f"{self.curriculum.phases}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _each_peer_has_a_view(self) -> StudentConfig:
+        objective = self.objective
+        if isinstance(objective, PeerCollaborative) and objective.peers != self.views_per_image:
+            raise ValueError(
+                f"views_per_image must be the number of peers ({objective.peers}), each of which "
+                f"is shown a view of its own, got {self.views_per_image}"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused_settings(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {k: v for k, v in values.items() if v or k not in _LEFT_OUT_UNLESS_SET}

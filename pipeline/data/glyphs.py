@@ -115,7 +115,10 @@ def open_glyphs(config: GlyphData, workspace: Path) -> GlyphSource:
     digest = canonical_digest(
         {
             "version": RENDERING_VERSION,
-            "config": config.model_dump(mode="json", exclude={"fonts"}),
+            "config": config.model_dump(
+                mode="json",
+                exclude={"fonts", "imbalance"} | (set() if config.merge_cases else {"merge_cases"}),
+            ),
             "fonts": {path.stem: file_digest(path) for path in files},
             "freetype": features.version("freetype2"),
             "unicode": unicodedata.unidata_version,
@@ -157,7 +160,7 @@ def glyph_samples(
         path.stem: render_face(path, [c for c in codepoints if c in held[path]], config.size)
         for path in files
     }
-    classes = merged_classes(list(faces.values()))
+    classes = merged_classes(list(faces.values()), merge_cases=config.merge_cases)
     by_split = sorted(faces, key=lambda face: face in config.test_faces)  # stable: training first
     owners: dict[bytes, set[int]] = {}
     first: dict[bytes, tuple[int, str]] = {}

@@ -95,7 +95,9 @@ def student_run(
     name = config.name
     if role == "control":
         objective = HardLabels(name="hard_labels")
-        config = config.model_copy(update={"objective": objective, "init": None})
+        config = config.model_copy(
+            update={"objective": objective, "init": None, "auxiliary": (), "curriculum": None}
+        )
         name = f"{config.name}-control"
     needs_labels = bool(config.objective.reads)
     rows = training_rows(manifest, published)
@@ -129,7 +131,8 @@ def student_runs(
 ) -> list[StudentRun]:
     """Return the student's run and, unless it is switched off, its control's."""
     roles: list[Role] = ["student"]
-    if project.student.control and project.student.objective.name != "hard_labels":
+    student = project.student
+    if student.control and (student.objective.name != "hard_labels" or student.auxiliary):
         roles.append("control")
     return [student_run(project, role, space, manifest, published) for role in roles]
 
