@@ -23,6 +23,9 @@ class GlyphData(Settings):
         ("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
         description="faces held out for testing, by file stem",
     )
+    hierarchy: bool = Field(
+        False, description="add what a glyph is: its script, and its letter in all its forms"
+    )
 
 
 class ImageFolderData(Settings):
@@ -36,6 +39,7 @@ class ImageFolderData(Settings):
     verticals: Mapping[str, tuple[str, ...]] | None = Field(
         None, description="vertical -> class names, where the folders do not say"
     )
+    parents: Path | None = Field(None, description="YAML file: class -> its is-a parent or parents")
 
 
 class TorchvisionData(Settings):
