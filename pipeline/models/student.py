@@ -7,6 +7,7 @@ settings. Left out: training (pipeline.training).
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -91,15 +92,24 @@ def build_student(config: StudentConfig, space: LabelSpace) -> Student:
     """
     backbone, feature_dim = build_backbone(config.builder, config.builder_args)
     probe(backbone, config.input, feature_dim, owner="student")
+    sigmoid = getattr(config.objective, "form", None) == "sigmoid"
     if isinstance(config.head, LinearHeadConfig):
-        return Student(backbone, LinearHead(feature_dim, len(space)), feature_dim)
+        linear = LinearHead(feature_dim, len(space))
+        if sigmoid:
+            linear.start_rare()
+        return Student(backbone, linear, feature_dim)
     head = StructurallyConnectedHead(
         feature_dim,
         space.vertical_of.tolist(),
         hidden=config.head.hidden,
         block=config.head.block,
+        connection=config.head.connection,
         shared=config.head.shared,
         self_paced=config.head.self_paced,
-        self_paced_init=config.head.self_paced_init,
+        self_paced_init=config.head.self_paced_init or (math.log(len(space)) if sigmoid else 1.0),
+        self_paced_rate=config.head.self_paced_rate,
+        normalization=config.head.normalization,
     )
+    if sigmoid:
+        head.start_rare()
     return Student(backbone, head, feature_dim)
