@@ -12,6 +12,7 @@ from pipeline.config.loading import load_project
 from pipeline.config.objectives import (
     HardLabels,
     KnowledgeConcentration,
+    MultiLabel,
     ObjectiveConfig,
     SoftLabels,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "KnowledgeConcentration",
     "LabelConfig",
     "LinearHead",
+    "MultiLabel",
     "ObjectiveConfig",
     "Project",
     "PythonData",

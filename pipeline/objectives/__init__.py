@@ -14,10 +14,12 @@ from pipeline.objectives.base import LabelContext, Objective
 from pipeline.objectives.hard_labels import HardLabelObjective
 from pipeline.objectives.knowledge_concentration import KnowledgeConcentrationObjective
 from pipeline.objectives.method import Method, MethodInputs, Stage
+from pipeline.objectives.multi_label import MultiLabelObjective
 from pipeline.objectives.soft_labels import SoftLabelObjective
 
 OBJECTIVES: dict[str, Callable[[Any, LabelContext], Objective]] = {
     "hard_labels": HardLabelObjective,
+    "multi_label": MultiLabelObjective,
     "soft_labels": SoftLabelObjective,
     "knowledge_concentration": KnowledgeConcentrationObjective,
 }

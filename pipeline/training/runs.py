@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import HardLabels, Project, StudentConfig
+from pipeline.config import HardLabels, MultiLabel, Project, StudentConfig
 from pipeline.reasons import class_changes, setting_changes
 from pipeline.store.lock import writer_lock
 from pipeline.store.published import PublishedLabels
@@ -92,7 +92,8 @@ def student_run(
     config = project.student
     name = config.name
     if role == "control":
-        objective = HardLabels(name="hard_labels")
+        sigmoid = getattr(config.objective, "form", None) == "sigmoid"
+        objective = MultiLabel(name="multi_label") if sigmoid else HardLabels(name="hard_labels")
         config = config.model_copy(update={"objective": objective})
         name = f"{config.name}-control"
     needs_labels = bool(config.objective.reads)

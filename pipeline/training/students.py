@@ -30,6 +30,7 @@ from pipeline.training.ranks import rank_and_size
 from pipeline.training.runs import StudentRun, training_rows
 from pipeline.workspace import write_record
 from storage_schemas.errors import ConfigError, DataError
+from storage_schemas.hierarchy import label_closure
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import TRAIN, Manifest
 
@@ -74,6 +75,7 @@ def label_context(
         teachers=published.names,
         class_counts=torch.from_numpy(counts),
         feature_dim=feature_dim,
+        closure=torch.from_numpy(label_closure(space)) if space.parents else None,
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.config import HardLabels, KnowledgeConcentration, SoftLabels
+from pipeline.config import HardLabels, KnowledgeConcentration, MultiLabel, SoftLabels
 from pipeline.numerics import SoftLabelBatch, SupportTable, sparse_kl
 from pipeline.objectives import OBJECTIVES, build_objective
 from pipeline.objectives.base import LabelContext, StudentOutput, TargetBatch, total_loss
@@ -25,6 +25,7 @@ CONTEXT = LabelContext(
 CONFIGS = {
     "hard": HardLabels(name="hard_labels"),
     "smoothed": HardLabels(name="hard_labels", label_smoothing=0.1),
+    "multi label": MultiLabel(name="multi_label"),
     "soft": SoftLabels(name="soft_labels"),
     "soft T=2": SoftLabels(name="soft_labels", temperature=2.0, tail="bucket", hard_weight=0.5),
     "kc": KnowledgeConcentration(name="knowledge_concentration"),
