@@ -224,7 +224,8 @@ def _changes(record: dict[str, Any], run: StudentRun) -> list[str]:
             known = {tuple(store) for store in before or ()}
             found += [f"labels of {store[0]}" for store in after or () if tuple(store) not in known]
         elif name == "label_space" and "label_space" in record:
-            found += class_changes(record["label_space"]["classes"], run.classes)
+            changes = class_changes(record["label_space"]["classes"], run.classes)
+            found += changes or ["is-a parents of classes"]
         elif name == "rows" and record.get("rows", run.num_rows) != run.num_rows:
             found.append(f"training rows {record['rows']:,} -> {run.num_rows:,}")
         else:
