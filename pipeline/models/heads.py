@@ -97,10 +97,6 @@ class LinearHead(nn.Module):
         logits: Tensor = self.fc(features)
         return logits
 
-    def start_rare(self) -> None:
-        """Start from probability 1 / C for every class, under a sigmoid."""
-        start_rare(self)
-
     def metrics(self) -> dict[str, float]:
         """Return nothing: there is nothing to watch."""
         return {}

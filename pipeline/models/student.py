@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from pipeline.config import LinearHead as LinearHeadConfig
 from pipeline.config import StudentConfig
 from pipeline.models.builders import build_backbone, probe
-from pipeline.models.heads import LinearHead, StructurallyConnectedHead
+from pipeline.models.heads import LinearHead, StructurallyConnectedHead, start_rare
 from pipeline.objectives.base import StudentOutput
 from storage_schemas.errors import ConfigError
 from storage_schemas.label_space import LabelSpace
@@ -96,7 +96,7 @@ def build_student(config: StudentConfig, space: LabelSpace) -> Student:
     if isinstance(config.head, LinearHeadConfig):
         linear = LinearHead(feature_dim, len(space))
         if sigmoid:
-            linear.start_rare()
+            start_rare(linear)
         return Student(backbone, linear, feature_dim)
     head = StructurallyConnectedHead(
         feature_dim,

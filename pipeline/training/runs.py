@@ -124,7 +124,8 @@ def student_runs(
 ) -> list[StudentRun]:
     """Return the student's run and, unless it is switched off, its control's."""
     roles: list[Role] = ["student"]
-    if project.student.control and project.student.objective.name != "hard_labels":
+    controls = ("hard_labels", "multi_label")
+    if project.student.control and project.student.objective.name not in controls:
         roles.append("control")
     return [student_run(project, role, space, manifest, published) for role in roles]
 

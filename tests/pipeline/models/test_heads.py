@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.models.heads import LinearHead, StructurallyConnectedHead
+from pipeline.models.heads import LinearHead, StructurallyConnectedHead, start_rare
 
 # Verticals of 5, 2, 1 and 9 classes, interleaved.
 M, D, S1, S2 = 4, 6, 8, 4
@@ -128,7 +128,7 @@ def test_rare_start_gives_every_class_a_small_probability(self_paced: str) -> No
     assert logits.mean().item() == pytest.approx(-math.log(classes), rel=0.15)
     assert functional.softplus(logits).sum(dim=1).mean().item() < 4
     linear = LinearHead(6, classes)
-    linear.start_rare()
+    start_rare(linear)
     assert torch.equal(linear(torch.zeros(1, 6)), torch.full((1, classes), -math.log(classes)))
 
 

@@ -124,7 +124,7 @@ def test_hard_labels_of_other_images_are_not_used(tmp_path: Path, manifest: Mani
 def test_classes_with_parents_are_not_compared_by_first_rank(
     tmp_path: Path, manifest: Manifest, cases: Any
 ):
-    """The most probable class of a hierarchy is its root: no agreement, and the summary says why."""
+    """The most probable class of a hierarchy is its root: no agreement, and why is said."""
     space = LabelSpace(classes=SPACE.classes, parents={"birds/1": ("birds/0",)})
     save(tmp_path, manifest, space, {}, {})
     schema = cases.schema_of(manifest_chain=manifest.digest, manifest_rows=ROWS)
