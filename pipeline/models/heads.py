@@ -71,18 +71,19 @@ class _Layout:
         )
 
 
-def start_rare(network: nn.Module) -> None:
+def start_rare(network: nn.Module, num_classes: int) -> None:
     """Start a classifier from probability 1 / C for every class, under a sigmoid.
 
     From 1 / 2 the first steps of a loss that is summed over classes go into pushing all of them
     down (Lin et al. 2017, arXiv 1708.02002, section 3.3).
 
     Args:
-        network: Its last linear layer gives the logits; one without a bias is left as it is.
+        network: Left as it is where its last linear layer has no bias or other outputs.
+        num_classes: C.
     """
     linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    if linear and linear[-1].bias is not None:
-        nn.init.constant_(linear[-1].bias, -math.log(linear[-1].out_features))
+    if linear and linear[-1].out_features == num_classes and linear[-1].bias is not None:
+        nn.init.constant_(linear[-1].bias, -math.log(num_classes))
 
 
 class LinearHead(nn.Module):

@@ -96,7 +96,7 @@ def build_student(config: StudentConfig, space: LabelSpace) -> Student:
     if isinstance(config.head, LinearHeadConfig):
         linear = LinearHead(feature_dim, len(space))
         if sigmoid:
-            start_rare(linear)
+            start_rare(linear, len(space))
         return Student(backbone, linear, feature_dim)
     head = StructurallyConnectedHead(
         feature_dim,

@@ -81,7 +81,7 @@ def train_specialist(
     signals = StoredSignals(local[manifest.labels])
     sigmoid = project.labels.activation == "sigmoid"
     if sigmoid:
-        start_rare(network)
+        start_rare(network, len(spec.label_map))
     objective = build_objective(
         MultiLabel(name="multi_label")
         if sigmoid

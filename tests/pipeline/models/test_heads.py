@@ -128,8 +128,12 @@ def test_rare_start_gives_every_class_a_small_probability(self_paced: str) -> No
     assert logits.mean().item() == pytest.approx(-math.log(classes), rel=0.15)
     assert functional.softplus(logits).sum(dim=1).mean().item() < 4
     linear = LinearHead(6, classes)
-    start_rare(linear)
+    start_rare(linear, classes)
     assert torch.equal(linear(torch.zeros(1, 6)), torch.full((1, classes), -math.log(classes)))
+    other = nn.Sequential(nn.Linear(6, 3), nn.ReLU())
+    before = other[0].bias.detach().clone()
+    start_rare(other, classes)
+    assert torch.equal(other[0].bias, before)
 
 
 def test_gamma_grows_by_its_rate_under_adam() -> None:
