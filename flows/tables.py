@@ -215,6 +215,8 @@ def show_predictions(found: dict[str, Any]) -> None:
         console.print(f"[bold]{plain(item['image'])}[/bold]")
         for name, probability in item["top"]:
             console.print(f"  {100 * probability:5.1f} %  {plain(name)}")
+        for name, probability in item.get("above", ()):
+            console.print(f"  {100 * probability:5.1f} %  {plain(name)} (above)")
 
 
 def show_started(started: dict[str, Any]) -> None:

@@ -41,6 +41,9 @@ class GlyphData(DataSettings):
         ("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
         description="faces held out for testing, by file stem",
     )
+    hierarchy: bool = Field(
+        False, description="add what a glyph is: its script, and its letter in all its forms"
+    )
 
 
 class ImageFolderData(DataSettings):
@@ -54,6 +57,7 @@ class ImageFolderData(DataSettings):
     verticals: Mapping[str, tuple[str, ...]] | None = Field(
         None, description="vertical -> class names, where the folders do not say"
     )
+    parents: Path | None = Field(None, description="YAML file: class -> its is-a parent or parents")
 
 
 class TorchvisionData(DataSettings):

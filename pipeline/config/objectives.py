@@ -21,6 +21,15 @@ class HardLabels(Settings):
     label_smoothing: Fraction = 0.0
 
 
+class MultiLabel(Settings):
+    """The control of sigmoid students: binary cross-entropy with labels and their ancestors."""
+
+    reads: ClassVar[frozenset[str]] = frozenset()
+    form: ClassVar[Literal["sigmoid"]] = "sigmoid"
+
+    name: Literal["multi_label"]
+
+
 class SoftLabels(Settings):
     """Sparse KL to the teachers' soft labels over all classes."""
 
@@ -169,6 +178,7 @@ class Curriculum(Settings):
 
 ObjectiveConfig = Annotated[
     HardLabels
+    | MultiLabel
     | SoftLabels
     | KnowledgeConcentration
     | Compact

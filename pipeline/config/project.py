@@ -92,6 +92,19 @@ class Project(Settings):
                 "views.mix does not fit the objective 'peer_collaborative': the views of an image "
                 "are mixed with different others, and its ensemble would have no label"
             )
+        hierarchy = getattr(self.data, "hierarchy", False) or getattr(self.data, "parents", None)
+        if hierarchy and not (sigmoid_labels and getattr(objective, "form", None) == "sigmoid"):
+            raise ValueError(
+                "data: classes with is-a parents need labels.activation sigmoid and an objective "
+                "of sigmoid form (knowledge_concentration or multi_label): an image is of several "
+                f"classes at once. Got {self.labels.activation!r} and {objective.name!r}"
+            )
+        trained = [self.specialists, *(t.training for t in self.teachers if t.training)]
+        if sigmoid_labels and any(settings.label_smoothing for settings in trained):
+            raise ValueError(
+                "label_smoothing of specialists must be 0 with labels.activation sigmoid: they "
+                "are then trained by binary cross-entropy, which is not smoothed"
+            )
         if self.student.views_per_image > self.views.count:
             raise ValueError(
                 f"student.views_per_image must be at most views.count ({self.views.count}), "
@@ -99,6 +112,11 @@ class Project(Settings):
             )
         if self.student.init is not None:
             self._check_init(self.student.init)
+        if objective.name == "compact" and self.student.head.name != "linear":
+            raise ValueError(
+                "student.head must be linear under the objective 'compact', which cuts its inputs, "
+                f"got {self.student.head.name!r}"
+            )
         return self
 
     def _check_init(self, name: str) -> None:

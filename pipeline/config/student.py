@@ -24,22 +24,38 @@ class LinearHead(Settings):
 
 
 class StructurallyConnectedHead(Settings):
-    """FC(s1)-SC(s2, x) of Knowledge Concentration: one shared layer, one block per vertical."""
+    """The hidden layers of Knowledge Concentration: dense (FC), or connected by vertical (SC)."""
 
     name: Literal["structurally_connected"]
-    hidden: PositiveInt = Field(512, description="s1: width of the shared layer")
+    connection: Literal["fc_fc", "fc_sc", "sc_sc"] = Field(
+        "fc_sc", description="fc_sc: one first layer, a second per vertical; fc_fc: no structure"
+    )
+    hidden: PositiveInt = Field(512, description="s1: width of the first layer")
     block: PositiveInt = Field(128, description="s2: width each vertical's logits see")
     shared: int = Field(0, ge=0, description="x: how many of the s2 units all verticals share")
     self_paced: Literal["none", "vertical", "class"] = Field(
         "none", description="learned scale on each vertical's L2-normalised logits"
     )
-    self_paced_init: float = Field(1.0, gt=0, description="multiple of sqrt(N_v) at the start")
+    self_paced_init: float | None = Field(
+        None, gt=0, description="multiple of sqrt(N_v) at the start; null: 1, or log C for sigmoid"
+    )
+    self_paced_rate: float = Field(
+        10.0, gt=0, description="learning rates that gamma / sqrt(N_v) moves in a step of Adam"
+    )
+    normalization: Literal["batch", "layer"] = Field(
+        "batch", description="of the hidden layers; layer: each image on its own"
+    )
 
     @model_validator(mode="after")
     def _shared_units_fit(self) -> StructurallyConnectedHead:
         if self.shared > self.block:
             raise ValueError(
                 f"shared must be at most block ({self.block} units), got {self.shared}"
+            )
+        if self.shared and self.connection != "fc_sc":
+            raise ValueError(
+                f"shared must be 0 where connection is {self.connection}, got {self.shared}: only "
+                "fc_sc has blocks that can share units"
             )
         return self
 

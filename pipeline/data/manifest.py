@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -86,10 +86,18 @@ def update_manifest(
         readable = [sample for sample in samples if sample.key in digests]
         if not readable:
             raise DataError(_nothing_readable(problems))
-        space = space.extended(s.class_name for s in readable if s.class_name is not None)
+        space = _grown(space, source, readable)
         update = _merged(old, space, readable, digests, quarantined=len(problems))
         save(workspace, update.manifest, space, stamps, problems)
     return update
+
+
+def _grown(space: LabelSpace, source: Source, samples: Iterable[Sample]) -> LabelSpace:
+    """Return the label space with the classes of the samples, and the parents of all classes."""
+    labelled = {sample.class_name for sample in samples if sample.class_name is not None}
+    parents = source.parents({*space.classes, *labelled}, labelled)
+    inner = {name for above in parents.values() for name in above}
+    return replace(space.extended(labelled | inner), parents=parents)
 
 
 def _nothing_readable(problems: Mapping[str, str]) -> str:

@@ -7,6 +7,7 @@ out of it, and how it is built from its settings. Left out: training (pipeline.t
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.compress.surgery import KeptChannels, Structure, cut_channels, fir
 from pipeline.config import LinearHead as LinearHeadConfig
 from pipeline.config import StudentConfig
 from pipeline.models.builders import build_backbone, probe
-from pipeline.models.heads import LinearHead, StructurallyConnectedHead
+from pipeline.models.heads import LinearHead, StructurallyConnectedHead, start_rare
 from pipeline.objectives.base import StudentOutput
 from storage_schemas.errors import ConfigError
 from storage_schemas.label_space import LabelSpace
@@ -88,7 +89,8 @@ class Student(nn.Module):
         cut_channels(self, kept)
         widths = {name: (len(one.reads), len(one.writes)) for name, one in kept.items()}
         self.structure = {**self.structure, **widths}
-        self.feature_dim = self.head.fc.in_features
+        if isinstance(self.head, LinearHead):
+            self.feature_dim = self.head.fc.in_features
 
     def metrics(self) -> dict[str, float]:
         """Return what is worth logging about the weights, e.g. the growth of gamma."""
@@ -119,15 +121,24 @@ def build_student(
 def _uncut(config: StudentConfig, space: LabelSpace) -> Student:
     backbone, feature_dim = build_backbone(config.builder, config.builder_args)
     probe(backbone, config.input, feature_dim, owner="student")
+    sigmoid = getattr(config.objective, "form", None) == "sigmoid"
     if isinstance(config.head, LinearHeadConfig):
-        return Student(backbone, LinearHead(feature_dim, len(space)), feature_dim)
+        linear = LinearHead(feature_dim, len(space))
+        if sigmoid:
+            start_rare(linear, len(space))
+        return Student(backbone, linear, feature_dim)
     head = StructurallyConnectedHead(
         feature_dim,
         space.vertical_of.tolist(),
         hidden=config.head.hidden,
         block=config.head.block,
+        connection=config.head.connection,
         shared=config.head.shared,
         self_paced=config.head.self_paced,
-        self_paced_init=config.head.self_paced_init,
+        self_paced_init=config.head.self_paced_init or (math.log(len(space)) if sigmoid else 1.0),
+        self_paced_rate=config.head.self_paced_rate,
+        normalization=config.head.normalization,
     )
+    if sigmoid:
+        head.start_rare()
     return Student(backbone, head, feature_dim)

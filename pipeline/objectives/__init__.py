@@ -17,6 +17,7 @@ from pipeline.objectives.curriculum import curriculum_order
 from pipeline.objectives.hard_labels import HardLabelObjective
 from pipeline.objectives.knowledge_concentration import KnowledgeConcentrationObjective
 from pipeline.objectives.method import Method, MethodInputs, Stage
+from pipeline.objectives.multi_label import MultiLabelObjective
 from pipeline.objectives.online_subclass import OnlineSubclassObjective, SubclassTerm
 from pipeline.objectives.peer_collaborative import peer_collaborative_method
 from pipeline.objectives.soft_labels import SoftLabelObjective
@@ -25,6 +26,7 @@ from storage_schemas.errors import ConfigError
 
 OBJECTIVES: dict[str, Callable[[Any, LabelContext], Objective]] = {
     "hard_labels": HardLabelObjective,
+    "multi_label": MultiLabelObjective,
     "soft_labels": SoftLabelObjective,
     "knowledge_concentration": KnowledgeConcentrationObjective,
     "online_subclass": OnlineSubclassObjective,

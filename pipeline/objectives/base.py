@@ -116,6 +116,8 @@ class LabelContext:
         feature_dim: D, the width of the student's features before its head.
         features: (channels, height, width) of each stored block feature, by its name in
             `TargetBatch.features`.
+        closure: (C, A) int64 each class and all its is-a ancestors, padded with -1; None where
+            no class has parents.
     """
 
     num_classes: int
@@ -126,6 +128,7 @@ class LabelContext:
     feature_dim: int = 0
     total_steps: int = 0
     features: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    closure: Tensor | None = None
 
 
 class Objective(nn.Module, abc.ABC):

@@ -34,6 +34,7 @@ from pipeline.compress.regulariser import BlockSparsity, block_of
 from pipeline.compress.surgery import kept_channels
 from pipeline.config import Compact, InputConfig, StudentConfig
 from pipeline.models.builders import probe
+from pipeline.models.heads import LinearHead
 from pipeline.numerics import sparse_kl
 from pipeline.objectives.base import LabelContext, Objective, StudentOutput, TargetBatch
 from pipeline.objectives.hard_labels import hard_label_loss
@@ -151,8 +152,12 @@ def student_groups(student: Student, config: InputConfig) -> ChannelGroups:
     """Return the channel groups of a student.
 
     Raises:
-        ConfigError: If its backbone cannot be traced.
+        ConfigError: If its backbone cannot be traced, or its head is not one linear layer.
     """
+    if not isinstance(student.head, LinearHead):
+        raise ConfigError(
+            "student.head", ["must be linear under the objective 'compact', which cuts its inputs"]
+        )
     device = next(student.parameters()).device
     image = torch.zeros(1, config.channels, config.size, config.size, device=device)
     return channel_groups(student.backbone, student.head.fc, image, names=("backbone", "head.fc"))

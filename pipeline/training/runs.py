@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import HardLabels, Project, StudentConfig
+from pipeline.config import HardLabels, MultiLabel, Project, StudentConfig
 from pipeline.reasons import class_changes, setting_changes
 from pipeline.store.lock import writer_lock
 from pipeline.store.published import PublishedLabels
@@ -94,7 +94,8 @@ def student_run(
     config = project.student
     name = config.name
     if role == "control":
-        objective = HardLabels(name="hard_labels")
+        sigmoid = getattr(config.objective, "form", None) == "sigmoid"
+        objective = MultiLabel(name="multi_label") if sigmoid else HardLabels(name="hard_labels")
         config = config.model_copy(
             update={"objective": objective, "init": None, "auxiliary": (), "curriculum": None}
         )
@@ -132,7 +133,8 @@ def student_runs(
     """Return the student's run and, unless it is switched off, its control's."""
     roles: list[Role] = ["student"]
     student = project.student
-    if student.control and (student.objective.name != "hard_labels" or student.auxiliary):
+    is_control = student.objective.name in ("hard_labels", "multi_label")
+    if student.control and (not is_control or student.auxiliary):
         roles.append("control")
     return [student_run(project, role, space, manifest, published) for role in roles]
 
@@ -234,7 +236,8 @@ def _changes(record: dict[str, Any], run: StudentRun) -> list[str]:
             known = {tuple(store) for store in before or ()}
             found += [f"{what} of {store[0]}" for store in after or () if tuple(store) not in known]
         elif name == "label_space" and "label_space" in record:
-            found += class_changes(record["label_space"]["classes"], run.classes)
+            changes = class_changes(record["label_space"]["classes"], run.classes)
+            found += changes or ["is-a parents of classes"]
         elif name == "rows" and record.get("rows", run.num_rows) != run.num_rows:
             found.append(f"training rows {record['rows']:,} -> {run.num_rows:,}")
         else:

@@ -31,6 +31,7 @@ from pipeline.training.ranks import rank_and_size
 from pipeline.training.runs import StudentRun, training_rows
 from pipeline.workspace import write_record
 from storage_schemas.errors import ConfigError, DataError, TrainingError
+from storage_schemas.hierarchy import label_closure
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import TRAIN, Manifest
 
@@ -83,6 +84,7 @@ def label_context(
         feature_dim=feature_dim,
         features=published.feature_shapes,
         total_steps=total_steps,
+        closure=torch.from_numpy(label_closure(space)) if space.parents else None,
     )
 
 

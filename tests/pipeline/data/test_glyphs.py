@@ -115,6 +115,19 @@ def test_rendering_is_deterministic(source: GlyphSource, workspace: Path, tmp_pa
         assert (again.folder / name).read_bytes() == (source.folder / name).read_bytes()
 
 
+def test_a_hierarchy_adds_classes_and_no_images(source: GlyphSource, workspace: Path) -> None:
+    """Scripts and letters come with the same images, from the same cache; off by default."""
+    names = {s.class_name for s in source.samples() if s.class_name is not None}
+    assert source.parents(names, names) == {}
+    deeper = open_glyphs(GlyphData.model_validate(SETTINGS | {"hierarchy": True}), workspace)
+    assert deeper.folder == source.folder
+    parents = deeper.parents(names, names)
+    assert names < set(parents)
+    inner = {above for up in parents.values() for above in up}
+    assert inner.isdisjoint(names)
+    assert {"lao/any lao", "cyrillic/any CYRILLIC LETTER ZHE"} < inner
+
+
 def test_cache_is_used_and_leaves_no_remains(
     source: GlyphSource, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

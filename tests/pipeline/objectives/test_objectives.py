@@ -13,6 +13,7 @@ from pipeline.config import (
     Balanced,
     HardLabels,
     KnowledgeConcentration,
+    MultiLabel,
     OnlineSubclass,
     SoftLabels,
 )
@@ -33,6 +34,7 @@ CONTEXT = LabelContext(
 CONFIGS = {
     "hard": HardLabels(name="hard_labels"),
     "smoothed": HardLabels(name="hard_labels", label_smoothing=0.1),
+    "multi label": MultiLabel(name="multi_label"),
     "soft": SoftLabels(name="soft_labels"),
     "soft T=2": SoftLabels(name="soft_labels", temperature=2.0, tail="bucket", hard_weight=0.5),
     "kc": KnowledgeConcentration(name="knowledge_concentration"),
