@@ -13,7 +13,7 @@ export DO_NOT_TRACK = 1
 help:
 	@echo "make demo    images -> six specialists -> label stores -> one student -> report"
 	@echo "make test    the test suite, without the tests that start a server with a worker"
-	@echo "make test-all    all tests"
+	@echo "make test-all    all tests, about 12 minutes"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   the measurements that the README quotes"
 
@@ -31,8 +31,9 @@ demo: install
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not service"
 
-test-all: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+# Tests with a worker start several processes at once: beside others they would only be slower.
+test-all: test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m service
 
 lint: install
 	$(BIN)/ruff check .
@@ -52,6 +53,10 @@ bench: install
 	$(BIN)/python benchmarks/inspect_speed.py
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/label_overhead.py
+	$(BIN)/python benchmarks/prefect_overhead.py
+	$(BIN)/python benchmarks/billion_rows.py
+	$(BIN)/python benchmarks/paper_plan.py
+	$(BIN)/python benchmarks/dask_scaling.py
 	$(BIN)/python benchmarks/demo_accuracy.py
 	$(BIN)/python benchmarks/kill_campaign.py
 	$(BIN)/python benchmarks/corruption_campaign.py

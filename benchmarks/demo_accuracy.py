@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from measure import record
-from stages import DEMO, labelled_project, trained_runs
+from stages import DEMO, labelled_project, specialists_top1, trained
 
 METRICS = ("top1", "top5", "top1_inside", "mpvap", "calibration_error")
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="KEY=VALUE, for all seeds")
     parser.add_argument("--name", default="demo_accuracy", help="of the result file")
     arguments = parser.parse_args()
-    by_seed = []
+    by_seed, specialists = [], []
     for seed in arguments.seeds:
         with tempfile.TemporaryDirectory() as folder:
             overrides = [
@@ -43,13 +43,16 @@ def main() -> None:
                 f"student.seed={seed}",
                 *arguments.set,
             ]
-            found = trained_runs(labelled_project(arguments.config, overrides))
+            evaluation = trained(labelled_project(arguments.config, overrides))
+        found = {run["role"]: run for run in evaluation["runs"]}
+        inside = specialists_top1(evaluation)
         print(
             f"seed {seed}: student {found['student']['top1']} control {found['control']['top1']} "
-            f"specialists {found['specialists']['top1_inside']}",
+            f"specialists {inside}",
             file=sys.stderr,
         )
         by_seed.append(found)
+        specialists.append(inside)
     gains = [found["student"]["top1"] - found["control"]["top1"] for found in by_seed]
     record(
         arguments.name,
@@ -57,9 +60,7 @@ def main() -> None:
             "config": arguments.config.name,
             "set": arguments.set,
             "seeds": arguments.seeds,
-            "specialists_top1_inside": spread(
-                [found["specialists"]["top1_inside"] for found in by_seed]
-            ),
+            "specialists_top1_inside": spread(specialists),
             **{
                 role: {
                     metric: spread([found[role][metric] for found in by_seed]) for metric in METRICS

@@ -74,11 +74,14 @@ def median_ratio(seconds: Mapping[str, list[float]], first: str, second: str) ->
     }
 
 
-def record(name: str, values: Mapping[str, Any], path: Path | None = None) -> None:
+def record(
+    name: str, values: Mapping[str, Any], path: Path | None = None, *, quiet: bool = False
+) -> None:
     """Print the result as JSON and keep it, by default in `benchmarks/results/NAME.json`."""
     result = {"benchmark": name, "machine": machine(), **values}
     text = json.dumps(result, indent=2, ensure_ascii=False)
     path = path or RESULTS / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(exist_ok=True, parents=True)
     path.write_text(text + "\n", encoding="utf-8")
-    print(text)
+    if not quiet:
+        print(text)

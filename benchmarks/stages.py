@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipeline.config import Project, load_project
 from pipeline.data import update_manifest
@@ -12,17 +13,14 @@ from pipeline.store.published import open_published
 from pipeline.teachers.publishing import label_here
 from pipeline.teachers.spec import resolve_teachers
 from pipeline.teachers.specialist import train_specialist
-from pipeline.training.evaluation import (
-    evaluate_predictions,
-    evaluate_specialists,
-)
-from pipeline.training.prediction import predict_rows
+from pipeline.training.evaluation import evaluate_runs
 from pipeline.training.runs import student_runs
 from pipeline.training.students import train_student
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import TEST, TRAIN, Manifest
 
-DEMO = Path(__file__).parents[1] / "flows" / "configs" / "glyphs.yaml"
+CONFIGS = Path(__file__).parents[1] / "flows" / "configs"
+DEMO = CONFIGS / "glyphs.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +44,24 @@ def labelled_project(config: Path, overrides: Sequence[str]) -> Labelled:
     return Labelled(project=project, manifest=manifest, space=space)
 
 
-def trained_runs(labelled: Labelled) -> dict[str, dict[str, float]]:
-    """Train and evaluate student and control; returns their metrics by role."""
+def trained(labelled: Labelled) -> dict[str, Any]:
+    """Train the student, and its control where the project has one, unless they are there.
+
+    Returns:
+        Their evaluation: `runs`, student first, and `specialists`.
+    """
     project, manifest, space = labelled.project, labelled.manifest, labelled.space
-    train = open_published(project, space, manifest, TRAIN)
-    test = open_published(project, space, manifest, TEST)
-    found = {}
-    for run in student_runs(project, space, manifest, train):
+    published = open_published(project, space, manifest, TRAIN)
+    runs = student_runs(project, space, manifest, published)
+    for run in runs:
         if run.record is None:
-            train_student(project, run, space, manifest, train)
-        predictions = predict_rows(project, run, space, manifest)
-        found[run.role] = evaluate_predictions(predictions, space, test)
-    specialists = evaluate_specialists(test, space, manifest)
-    images = sum(values["images"] for values in specialists.values())
-    right = sum(values["images"] * values["top1"] for values in specialists.values())
-    found["specialists"] = {"top1_inside": round(right / images, 3)}
-    return found
+            train_student(project, run, space, manifest, published)
+    test = open_published(project, space, manifest, TEST)
+    return evaluate_runs(project, runs, space, manifest, test)
+
+
+def specialists_top1(evaluation: Mapping[str, Any]) -> float:
+    """Return the share of test images that their own specialist gets right, in percent."""
+    scored = evaluation["specialists"].values()
+    right = sum(values["images"] * values["top1"] for values in scored)
+    return round(right / sum(values["images"] for values in scored), 3)

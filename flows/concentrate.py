@@ -11,7 +11,7 @@ from typing import Any
 from prefect import flow
 
 from flows.evaluate_student import evaluate_student, report_student
-from flows.label_teachers import label_teacher, planned_teachers
+from flows.label_teachers import labeller, planned_teachers
 from flows.outcomes import HOOKS
 from flows.parameters import ConfigPath, Overrides, TeacherName, named
 from flows.progress import say
@@ -61,9 +61,10 @@ def concentrate(
     if "specialists" in stages and untrained(loaded, teacher):
         done["specialists"] = len(train_specialists(config, overrides, teacher))
         planned = planned_teachers(loaded, teacher, force) if "label" in stages else []
-    for name in planned:
-        groups = label_teacher(name, config, overrides)
-        done["labels"] += sum(group["labels"] for group in groups)
+    with labeller(loaded.project, planned) as label:
+        for name in planned:
+            groups = label(name, config, overrides)
+            done["labels"] += sum(group["labels"] for group in groups)
     if "verify" in stages:
         verify_stores(config, overrides, teacher)
     if "train" in stages:

@@ -1,4 +1,4 @@
-"""The right to use a GPU: one task at a time, over all runs of a server."""
+"""The right to use GPUs: one task at a time on each, over all runs of a server."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from storage_schemas.errors import ConfigError
 
 
 @contextmanager
-def gpu_slot(project: Project) -> Iterator[None]:
-    """Hold the slot of the GPU that a task will use; nothing on a CPU.
+def gpu_slot(project: Project, devices: int = 1) -> Iterator[None]:
+    """Hold the slot of each GPU that a task will use; nothing on a CPU.
 
     A deployed run must find the limit that `concentrate deploy` made. A run from the command line
     holds it where the server has one, so that both share a GPU of one machine.
+
+    Args:
+        project: Says whether it uses GPUs at all.
+        devices: How many, from the first that this process sees.
 
     Raises:
         ConfigError: If a deployed run finds no limit of that name.
@@ -30,28 +34,36 @@ def gpu_slot(project: Project) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    with hold(gpu_name(device.index or 0), strict=deployment.id is not None):
+    first = device.index or 0
+    names = [gpu_name(first + number) for number in range(devices)]
+    with hold(*names, strict=deployment.id is not None):
         yield
 
 
 @contextmanager
-def hold(limit: str, *, strict: bool) -> Iterator[None]:
-    """Hold the one slot of a limit.
+def hold(*limits: str, strict: bool) -> Iterator[None]:
+    """Hold the one slot of each limit.
+
+    They are taken one after the other, by everybody in the order of the GPUs, so that no two runs
+    wait for each other. (Asked for together, a missing one would not be told.)
 
     Raises:
-        ConfigError: If `strict` and the server knows no such limit.
+        ConfigError: If `strict` and the server lacks one of the limits.
     """
     with ExitStack() as stack:
-        try:
-            stack.enter_context(
-                concurrency(limit, occupy=1, strict=strict, raise_on_lease_renewal_failure=False)
-            )
-        except ConcurrencySlotAcquisitionError as error:
-            raise ConfigError(
-                "gpu",
-                [
-                    f"the server has no limit {limit!r}; run `concentrate deploy` on this machine, "
-                    f"or `prefect gcl create {limit} --limit 1`"
-                ],
-            ) from error
+        for limit in limits:
+            try:
+                stack.enter_context(
+                    concurrency(
+                        limit, occupy=1, strict=strict, raise_on_lease_renewal_failure=False
+                    )
+                )
+            except ConcurrencySlotAcquisitionError as error:
+                raise ConfigError(
+                    "gpu",
+                    [
+                        f"the server has no limit {limit!r}; run `concentrate deploy` on this "
+                        f"machine, or `prefect gcl create {limit} --limit 1`"
+                    ],
+                ) from error
         yield

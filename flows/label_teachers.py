@@ -1,103 +1,41 @@
 """The flows that run each teacher once and publish its stores.
 
-A subflow per teacher, so that it can be rerun alone; a task per group of whole shards, coarse
-enough that Prefect's cost does not count. What is missing is read from the store's own commit
-records: no result is cached (DESIGN invariant 3).
+A subflow per teacher, so that it can be rerun alone; a task per group of whole shards
+(label_tasks.py), one after the other here, or side by side on one Dask cluster for all teachers of
+a run. The subflow holds the writer locks; its tasks write shards under them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from prefect import flow, tags, task
+from prefect import flow, tags
 from prefect.artifacts import create_table_artifact
-from prefect.cache_policies import NO_CACHE
 
-from flows.artifacts import artifact_key, progress_artifact
+from flows.artifacts import artifact_key
 from flows.events import LABELS_PUBLISHED, announce
-from flows.gpu import gpu_slot
-from flows.outcomes import HOOKS, RETRIES
+from flows.label_tasks import (
+    fit_features,
+    label_group,
+    labels_of,
+    measure_teacher,
+    named_teacher,
+    part_name,
+    run_tasks,
+    task_groups,
+)
+from flows.outcomes import HOOKS
 from flows.parameters import ConfigPath, Overrides, TeacherName, named
-from flows.progress import bar
-from flows.project import Loaded, load, reload
+from flows.project import Loaded, load
+from pipeline.config import Project
 from pipeline.config.base import Name
 from pipeline.plan import check_space, plan_labels
 from pipeline.store import SoftLabelStore
-from pipeline.store.published import SPLIT_NAMES
-from pipeline.teachers.spec import TeacherSpec, resolve_teacher, resolve_teachers
-from pipeline.teachers.stores import (
-    ShardWork,
-    label_bytes,
-    missing_work,
-    open_or_create,
-    store_schema,
-    work_groups,
-)
-from storage_schemas.manifest import TRAIN
-
-LABELS_PER_TASK = 1 << 18
-
-
-def part_name(work: Sequence[ShardWork]) -> str:
-    """Return which views and shards a task writes, as part of its name: `v0-v3/s0-s11`."""
-    views = sorted({view for item in work for view in item.views})
-    shards = [item.shard for item in work]
-    return f"{_span('v', views[0], views[-1])}/{_span('s', shards[0], shards[-1])}"
-
-
-def _span(letter: str, first: int, last: int) -> str:
-    return f"{letter}{first}" if first == last else f"{letter}{first}-{letter}{last}"
-
-
-def _resolve(loaded: Loaded, teacher: str) -> TeacherSpec:
-    config = loaded.project.teacher(teacher)
-    return resolve_teacher(loaded.project, config, loaded.space, loaded.manifest)
-
-
-@task(
-    cache_policy=NO_CACHE, task_run_name="label/{teacher}/{split}/{part}", tags=["label"], **RETRIES
-)
-def label_group(
-    teacher: str, split: str, part: str, config: str, overrides: list[str]
-) -> dict[str, Any]:
-    """Label the first group of shards that is still missing, and commit each of them.
-
-    A retry looks anew at what is missing, so it repeats no shard; `part` only names the run.
-    """
-    from pipeline.teachers.labelling import label_shards
-
-    loaded = reload(config, overrides)
-    spec = _resolve(loaded, teacher)
-    project, manifest = loaded.project, loaded.manifest
-    schema = store_schema(project, spec, loaded.space, manifest, SPLIT_NAMES.index(split))
-    store = open_or_create(project, schema, loaded.space)
-    work = work_groups(missing_work(project, schema, spec, manifest), LABELS_PER_TASK)[0]
-    total = sum(item.labels for item in work)
-    follow = progress_artifact(f"labels of {teacher}, {split}: {part}", "labelling", teacher, split)
-    with gpu_slot(project), bar(f"labels {teacher}/{split}", total, follow) as line:
-        counts = label_shards(project, spec, manifest, store, work, report=line.advance)
-    return {
-        "teacher": teacher,
-        "split": split,
-        "part": part,
-        "shards": counts.shards,
-        "labels": counts.labels,
-        "seconds": round(counts.seconds, 3),
-        "labels_per_second": round(counts.labels / max(counts.seconds, 1e-9), 1),
-    }
-
-
-@task(cache_policy=NO_CACHE, task_run_name="exactness/{teacher}", tags=["label"], **RETRIES)
-def measure_teacher(teacher: str, config: str, overrides: list[str]) -> dict[str, Any] | None:
-    """Record what the labels of a teacher lose, from a sample that is labelled densely."""
-    from pipeline.teachers.exactness import record_exactness
-
-    loaded = reload(config, overrides)
-    spec = _resolve(loaded, teacher)
-    schema = store_schema(loaded.project, spec, loaded.space, loaded.manifest, TRAIN)
-    with gpu_slot(loaded.project), bar(f"exactness {teacher}") as line:
-        return record_exactness(loaded.project, spec, loaded.manifest, schema, report=line.advance)
+from pipeline.store.lock import lock_token
+from pipeline.teachers.spec import resolve_teachers
+from pipeline.teachers.stores import ShardWork, label_bytes
 
 
 @flow(name="label-teacher", flow_run_name="label/{teacher}", log_prints=False, **HOOKS)
@@ -105,6 +43,8 @@ def label_teacher(
     teacher: Name, config: ConfigPath, overrides: Overrides = None
 ) -> list[dict[str, Any]]:
     """Label what is missing of one teacher and publish its stores.
+
+    Where the project asks for a Dask cluster, its task runner must be one (`cluster_runner`).
 
     Args:
         teacher: Its name in the project file.
@@ -116,15 +56,27 @@ def label_teacher(
     overrides = overrides or []
     loaded = load(config, overrides)
     project = loaded.project
+    settings = {"config": config, "overrides": overrides}
     done: list[dict[str, Any]] = []
     stored = []
 
     def run(store: SoftLabelStore, work: list[ShardWork]) -> None:
+        split, lock = str(store.schema.split), lock_token(store.path)
+        calls = [
+            {
+                "teacher": teacher,
+                "split": split,
+                "part": part_name(group),
+                "group": group,
+                "lock": lock,
+                **settings,
+            }
+            for group in task_groups(project, work)
+        ]
+        total = sum(item.labels for item in work)
         with tags(teacher):
-            new = [
-                label_group(teacher, str(store.schema.split), part_name(group), config, overrides)
-                for group in work_groups(work, LABELS_PER_TASK)
-            ]
+            topic = labels_of(teacher, split)
+            new = run_tasks(label_group, calls, project, topic, total, "labelling", teacher, split)
         labels = int(store.commits[:, :, 0].sum())
         done.extend(new)
         stored.append(
@@ -137,13 +89,19 @@ def label_teacher(
             }
         )
 
+    def measure() -> None:
+        calls = [{"teacher": teacher, **settings}]
+        run_tasks(measure_teacher, calls, project, f"exactness {teacher}", None)
+
+    spec = named_teacher(loaded, teacher)
     label_and_publish(
         project,
-        _resolve(loaded, teacher),
+        spec,
         loaded.space,
         loaded.manifest,
         run,
-        lambda: measure_teacher(teacher, config, overrides),
+        measure,
+        lambda: fit_features(teacher, config, overrides),
     )
     create_table_artifact(stored, key=artifact_key("labels", teacher))
     return done
@@ -173,14 +131,33 @@ def label_teachers(
         loaded.project.teacher(teacher)
     done = []
     planned = planned_teachers(loaded, teacher, force)
-    for config_ in loaded.project.teachers:
-        if teacher not in (None, config_.name):
-            continue
-        groups = label_teacher(config_.name, config, overrides) if config_.name in planned else []
-        labels = sum(group["labels"] for group in groups)
-        announce(LABELS_PUBLISHED, config, teacher=config_.name, labels=labels)
-        done += groups
+    with labeller(loaded.project, planned) as label:
+        for config_ in loaded.project.teachers:
+            if teacher not in (None, config_.name):
+                continue
+            groups = label(config_.name, config, overrides) if config_.name in planned else []
+            labels = sum(group["labels"] for group in groups)
+            announce(LABELS_PUBLISHED, config, teacher=config_.name, labels=labels)
+            done += groups
     return done
+
+
+@contextmanager
+def labeller(
+    project: Project, planned: Sequence[str]
+) -> Iterator[Callable[..., list[dict[str, Any]]]]:
+    """Yield `label_teacher` with the task runner of a project: one cluster for all its teachers.
+
+    Raises:
+        ConfigError: If there is no cluster at the address that the project names.
+    """
+    if project.runtime.runner == "threads" or not planned:
+        yield label_teacher
+        return
+    from flows.side_by_side import cluster_runner
+
+    with cluster_runner(project) as runner:
+        yield label_teacher.with_options(task_runner=runner)
 
 
 def planned_teachers(loaded: Loaded, teacher: str | None, force: bool) -> list[str]:

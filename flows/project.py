@@ -8,9 +8,13 @@ from prefect.runtime import flow_run
 
 from flows.progress import bar
 from pipeline.config import Project, load_project
-from pipeline.data import load_label_space, load_manifest, update_manifest
+from pipeline.data import load_label_space, update_manifest
+from pipeline.data.kept_manifest import current_manifest, keep_manifest
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import Manifest
+
+# Stages that begin together take turns at listing the images, which may be many.
+LISTING_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +41,12 @@ def load(config: str, overrides: list[str]) -> Loaded:
         return reload(config, overrides)
     project = load_project(config, overrides)
     with bar("images listed") as line:
-        update = update_manifest(project, progress=lambda done, total: line.set(done, total))
+        update = update_manifest(
+            project,
+            progress=lambda done, total: line.set(done, total),
+            wait_seconds=LISTING_SECONDS,
+        )
+    keep_manifest(project.workspace, update.manifest)
     return Loaded(
         project=project,
         manifest=update.manifest,
@@ -49,6 +58,8 @@ def load(config: str, overrides: list[str]) -> Loaded:
 def reload(config: str, overrides: list[str]) -> Loaded:
     """Read the project file and the manifest as it is, for a task of a flow that called `load`.
 
+    A process reads each state of the manifest once, however many tasks it runs.
+
     Raises:
         ConfigError: If the project file is wrong; lists every problem.
         ManifestError: If there is no sound manifest.
@@ -56,6 +67,6 @@ def reload(config: str, overrides: list[str]) -> Loaded:
     project = load_project(config, overrides)
     return Loaded(
         project=project,
-        manifest=load_manifest(project.workspace),
+        manifest=current_manifest(project.workspace),
         space=load_label_space(project.workspace),
     )

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from flows.tables import console, percent, plain, size
+from storage_schemas.printable import counted
 from storage_schemas.selection import described
 
 BLOCKS = " \u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
@@ -40,12 +41,12 @@ def show_store(summary: dict[str, Any]) -> None:
         ("teacher", f"{summary['teacher']}, {summary['num_classes']:,} classes"),
         (
             "labels",
-            f"{summary['labels']:,} in {summary['num_views']} views, "
+            f"{summary['labels']:,} in {counted(summary['num_views'], 'view')}, "
             f"{described(summary['selection'], summary['k'], summary['top_p'])}, "
             f"{summary['split']} split",
         ),
         ("code", f"{summary['activation']}, {summary['precision']}, temperatures {temperatures}"),
-        ("size", f"{size(summary['size_bytes'])}, {summary['shards_committed']:,} shards"),
+        ("size", f"{size(summary['size_bytes'])}, {counted(summary['shards_committed'], 'shard')}"),
         ("bytes a label", _bytes(summary)),
         ("agreement", _agreement(summary)),
         ("entropy", _entropy(summary)),

@@ -45,6 +45,8 @@ def show_plan(plan: dict[str, Any]) -> None:
             f"left out: {sum(plan['no_teacher'].values()):,} training images that no teacher "
             f"labels, of {escape(', '.join(classes[:5]))}{more}"
         )
+    for warning in plan["warnings"]:
+        console.print(f"warning: {plain(warning)}")
     if not plan["work"]:
         console.print("everything is up to date")
         return
@@ -213,6 +215,8 @@ def show_predictions(found: dict[str, Any]) -> None:
         console.print(f"[bold]{plain(item['image'])}[/bold]")
         for name, probability in item["top"]:
             console.print(f"  {100 * probability:5.1f} %  {plain(name)}")
+        for name, probability in item.get("above", ()):
+            console.print(f"  {100 * probability:5.1f} %  {plain(name)} (above)")
 
 
 def show_started(started: dict[str, Any]) -> None:

@@ -57,7 +57,7 @@ def train_one(role: str, config: str, overrides: list[str]) -> dict[str, Any]:
     project, space, manifest = loaded.project, loaded.space, loaded.manifest
     name = run.folder.parent.name
     follow = progress_artifact(f"training of {name}", "training", name)
-    with gpu_slot(project), bar(name, None, follow) as line:
+    with gpu_slot(project, run.config.devices), bar(name, None, follow) as line:
         if run.config.devices == 1:
             record = train(project, run, space, manifest, published, report=line.step)
         else:

@@ -75,21 +75,24 @@ def read_whole(path: Path, *, largest: int | None = None) -> bytes:
 
     Args:
         path: A regular file; a pipe could keep the reader for ever.
-        largest: How many bytes a file of a local disk may hold.
+        largest: How many bytes it may hold. An object is then asked for its size first.
 
     Raises:
         OSError: If it cannot be read (see also `storage_errors`); FileNotFoundError if it is not
             there or no regular file.
         ValueError: If it is larger than allowed.
     """
-    if not is_local(path):
-        return cast(bytes, bucket_of(path).cat_file(cast(Any, path).path))
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
-        raise FileNotFoundError(f"{path} is no regular file")
-    if largest is not None and status.st_size > largest:
-        raise ValueError(f"must be at most {largest} bytes, got {status.st_size}")
-    return path.read_bytes()
+    if is_local(path):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise FileNotFoundError(f"{path} is no regular file")
+    if largest is not None:
+        size = status.st_size if is_local(path) else int(bucket_of(path).info(str(path))["size"])
+        if size > largest:
+            raise ValueError(f"must be at most {largest} bytes, got {size}")
+    if is_local(path):
+        return path.read_bytes()
+    return cast(bytes, bucket_of(path).cat_file(cast(Any, path).path))
 
 
 def remove(path: Path) -> None:

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, cast
 
 from pipeline.durable_files import is_running
 from pipeline.locations import bucket_of, storage_errors
-from storage_schemas.errors import StoreError
+from storage_schemas.errors import BusyError, StoreError
 
 RENEW_SECONDS = 20.0
 STALE_SECONDS = 120.0
@@ -51,9 +51,9 @@ def owner_sentence(document: dict[str, Any]) -> str:
         return "another process"
 
 
-def refusal(subject: Path, owner: str) -> StoreError:
+def refusal(subject: Path, owner: str) -> BusyError:
     """Return the error for a second writer."""
-    return StoreError(
+    return BusyError(
         f"{subject} is being written by {owner}; wait until it is done, or end that process: what "
         "it has committed stays"
     )
@@ -92,6 +92,12 @@ def object_owner(path: Path) -> str | None:
     """Return who holds a lock object and for how long; None when nobody alive does."""
     held = _read(path)
     return None if held is None or _is_dead(held) else owner_sentence(held.document)
+
+
+def object_token(path: Path) -> str | None:
+    """Return the token of a lock object; None when nobody alive holds it."""
+    held = _read(path)
+    return None if held is None or _is_dead(held) else held.document.get("token")
 
 
 class _ObjectLock:

@@ -18,13 +18,9 @@ from pipeline.config import Project
 from pipeline.data import ManifestUpdate, update_manifest
 from pipeline.data.routing import routed_rows
 from pipeline.durable_files import free_bytes
-from pipeline.reasons import count, label_reason, training_reason
+from pipeline.reasons import label_reason, training_reason
 from pipeline.store.opening import has_store, open_soft_labels
-from pipeline.store.published import (
-    SPLIT_NAMES,
-    open_published,
-    published_path,
-)
+from pipeline.store.published import SPLIT_NAMES, open_published, published_path
 from pipeline.store.published_features import published_features_path
 from pipeline.store.verify import metadata_problems
 from pipeline.teachers.feature_stores import has_features, plan_features
@@ -47,6 +43,7 @@ from pipeline.workspace import Workspace, read_record
 from storage_schemas.errors import SchemaMismatchError, StoreError
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import TEST, TRAIN, Manifest
+from storage_schemas.printable import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +86,7 @@ class Plan:
         images: Rows in use, by split name.
         no_teacher: Training rows that no teacher labels, by class: the student does not see them.
         quarantined: Files that do not decode.
+        warnings: Settings that fit together and yet do not do what their method is for.
         free_bytes: Of the workspace's disk; None for a bucket.
     """
 
@@ -97,6 +95,7 @@ class Plan:
     no_teacher: dict[str, int] = field(default_factory=dict)
     quarantined: int = 0
     free_bytes: int | None = 0
+    warnings: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -183,7 +182,7 @@ def plan_labels(
             if work and not missing:
                 reason = "features that are asked for are not stored"
             if features is not None and features.fit_rows:
-                reason += f"; features are fitted on {count(features.fit_rows, 'row')} first"
+                reason += f"; features are fitted on {counted(features.fit_rows, 'row')} first"
         labels = sum(item.rows * len(item.label_views) for item in work)
         feature_bytes = 0 if features is None else features.bytes
         found.append(
@@ -225,8 +224,19 @@ def make_plan(
         no_teacher=_without_teacher(specs, space, manifest),
         quarantined=update.quarantined,
         free_bytes=free_bytes(project.workspace),
+        warnings=_warnings(project, specs),
     )
     return plan, update
+
+
+def _warnings(project: Project, specs: Sequence[TeacherSpec]) -> tuple[str, ...]:
+    classes = max(len(spec.label_map.support) for spec in specs)
+    if project.student.objective.name != "balanced" or project.labels.k >= classes:
+        return ()
+    return (
+        f"labels.k {project.labels.k} drops classes of teachers that have up to {classes}: the "
+        f"rare ones, which balanced is for, share what is left evenly; set labels.k to {classes}",
+    )
 
 
 def _without_teacher(

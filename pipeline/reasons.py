@@ -18,16 +18,11 @@ from pipeline.store.layout import shard_file
 from pipeline.store.opening import has_store, open_soft_labels, read_schema
 from pipeline.workspace import read_record
 from storage_schemas.errors import ConcentrateError
+from storage_schemas.printable import counted
 from storage_schemas.soft_label_schema import SoftLabelSchema
 
 _NAMED = 3
 _LONGEST = 40
-
-
-def count(number: int, noun: str) -> str:
-    """Return "1 shard", "12 shards"."""
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def class_changes(old: Sequence[str], new: Sequence[str]) -> list[str]:
@@ -39,7 +34,7 @@ def class_changes(old: Sequence[str], new: Sequence[str]) -> list[str]:
     ):
         if names:
             named = ", ".join(names[:_NAMED]) + (" and others" if len(names) > _NAMED else "")
-            found.append(f"{count(len(names), 'class')} {word} ({named})")
+            found.append(f"{counted(len(names), 'class')} {word} ({named})")
     if not found and list(old) != list(new):
         found.append("the classes are in another order")
     return found
@@ -134,13 +129,13 @@ def missing_reason(
             absent += 1
     found = []
     if len(new):
-        found.append(count(len(new), "new row"))
+        found.append(counted(len(new), "new row"))
     if behind:
-        found.append(f"rows added or back since {count(behind, 'shard')} were written")
+        found.append(f"rows added or back since {counted(behind, 'shard')} were written")
     if cut:
-        found.append(f"{count(cut, 'shard')} damaged and out of use, or cut off while written")
+        found.append(f"{counted(cut, 'shard')} damaged and out of use, or cut off while written")
     if absent:
-        found.append(f"interrupted: {count(absent, 'shard')} missing")
+        found.append(f"interrupted: {counted(absent, 'shard')} missing")
     return "; ".join(found)
 
 

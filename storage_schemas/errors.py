@@ -77,6 +77,10 @@ class StoreError(ConcentrateError):
     """A store cannot be opened or written as asked."""
 
 
+class BusyError(StoreError):
+    """Another process holds the right to write; it may let go."""
+
+
 class MissingLabelError(StoreError):
     """A label that was asked for has not been written."""
 

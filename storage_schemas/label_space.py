@@ -213,11 +213,6 @@ class LabelMap:
         """sha256 over the ordered names: global ids may differ between spaces, names may not."""
         return canonical_digest(list(self.names))
 
-    def to_global(self, local_ids: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """Map local ids of any shape to global ids."""
-        found: npt.NDArray[np.int64] = self.global_ids[local_ids]
-        return found
-
     def to_local(self, num_classes: int) -> npt.NDArray[np.int64]:
         """Return the inverse table, shape (num_classes,), -1 outside the support."""
         table = np.full(num_classes, -1, np.int64)

@@ -27,6 +27,7 @@ TRAIN: Final = 0
 TEST: Final = 1
 UNLABELLED: Final = -1
 DIGEST_BYTES: Final = 16
+BLOCK_ROWS: Final = 1 << 16  # of keys joined at a time: they may be millions
 
 
 def chain_digest(
@@ -47,8 +48,9 @@ def chain_digest(
     """
     link = hashlib.sha256()
     link.update(f"manifest {MANIFEST_VERSION}\0{previous}\0{len(keys)}\0".encode())
-    link.update("\0".join(keys).encode())
-    link.update(b"\0")
+    for start in range(0, max(len(keys), 1), BLOCK_ROWS):
+        link.update("\0".join(keys[start : start + BLOCK_ROWS]).encode())
+        link.update(b"\0")
     link.update(labels.astype("<i4").tobytes())
     link.update(splits.astype(np.uint8).tobytes())
     link.update(np.ascontiguousarray(digests, np.uint8).tobytes())

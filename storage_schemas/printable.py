@@ -1,7 +1,8 @@
-"""Text from outside that is safe to show: what cannot be printed becomes visible instead.
+"""Text for people: from outside, safe to show; and counts with their noun.
 
-In: one function, for everything that prints a name, a path or a reason. Left out: escaping for a
-particular place: HTML in pipeline.report.markup, Markdown in flows.artifacts.
+In: what everything uses that prints a name, a path or a reason; what cannot be printed becomes
+visible instead. Left out: escaping for a particular place: HTML in pipeline.report.markup,
+Markdown in flows.artifacts.
 """
 
 from __future__ import annotations
@@ -17,3 +18,9 @@ def printable(value: object) -> str:
     to the terminal.
     """
     return "".join(c if c.isprintable() or c in _KEPT else "\ufffd" for c in str(value))
+
+
+def counted(number: int, noun: str) -> str:
+    """Return "1 shard", "12 shards", "3 classes"."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "pipeline": PIPELINE,
     "pipeline.store": PIPELINE | {"zarr", "numcodecs", "dask", "google_crc32c"},
     "pipeline.report": PIPELINE | {"matplotlib"},
+    "pipeline.cluster": PIPELINE | {"dask"},
     "pipeline.locations": PIPELINE | {"s3fs", "upath"},
     "pipeline.object_lock": PIPELINE | {"fsspec"},
     "flows": {

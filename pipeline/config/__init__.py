@@ -19,11 +19,18 @@ from pipeline.config.features import FeatureConfig
 from pipeline.config.loading import load_project
 from pipeline.config.objectives import (
     Adversarial,
+    Balanced,
     BlockSimilarity,
+    Compact,
+    Curriculum,
     HardLabels,
     KnowledgeConcentration,
     Meal,
+    MultiLabel,
     ObjectiveConfig,
+    OnlineSubclass,
+    OnlineSubclassTerm,
+    PeerCollaborative,
     SoftLabels,
 )
 from pipeline.config.project import Project, ReportConfig, RuntimeConfig
@@ -40,7 +47,10 @@ from pipeline.config.training import (
 __all__ = [
     "AdamWConfig",
     "Adversarial",
+    "Balanced",
     "BlockSimilarity",
+    "Compact",
+    "Curriculum",
     "DataConfig",
     "FeatureConfig",
     "GlyphData",
@@ -52,7 +62,11 @@ __all__ = [
     "LabelNoise",
     "LinearHead",
     "Meal",
+    "MultiLabel",
     "ObjectiveConfig",
+    "OnlineSubclass",
+    "OnlineSubclassTerm",
+    "PeerCollaborative",
     "Project",
     "PythonData",
     "ReportConfig",

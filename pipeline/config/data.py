@@ -11,7 +11,22 @@ from pydantic import Field
 from pipeline.config.base import Fraction, Settings
 
 
-class GlyphData(Settings):
+class Imbalance(Settings):
+    """A long tail made of the training rows: class sizes fall exponentially (Cui et al. 2019)."""
+
+    factor: float = Field(gt=0, le=1, description="share of its images that the last class keeps")
+    seed: int = Field(0, ge=0, description="which classes come last, and which images stay")
+
+
+class DataSettings(Settings):
+    """What every source can be told."""
+
+    imbalance: Imbalance | None = Field(
+        None, description="train on a long tail of the classes; test rows stay as they are"
+    )
+
+
+class GlyphData(DataSettings):
     """The built-in data set: code points rendered from fonts (DESIGN section 8)."""
 
     source: Literal["glyphs"]
@@ -19,13 +34,19 @@ class GlyphData(Settings):
     fonts: tuple[str, ...] = Field((), description="extra font files, as globs")
     min_faces: int = Field(6, ge=2, description="faces that must hold a code point")
     size: int = Field(32, ge=8, le=512, description="pixels per side")
+    merge_cases: bool = Field(
+        False, description="a class is a letter, in upper and lower case, not a code point"
+    )
     test_faces: tuple[str, ...] = Field(
         ("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "DejaVuSerif-BoldItalic"),
         description="faces held out for testing, by file stem",
     )
+    hierarchy: bool = Field(
+        False, description="add what a glyph is: its script, and its letter in all its forms"
+    )
 
 
-class ImageFolderData(Settings):
+class ImageFolderData(DataSettings):
     """A folder of class folders, or of vertical/class folders."""
 
     source: Literal["image_folder"]
@@ -36,9 +57,10 @@ class ImageFolderData(Settings):
     verticals: Mapping[str, tuple[str, ...]] | None = Field(
         None, description="vertical -> class names, where the folders do not say"
     )
+    parents: Path | None = Field(None, description="YAML file: class -> its is-a parent or parents")
 
 
-class TorchvisionData(Settings):
+class TorchvisionData(DataSettings):
     """A classification data set of torchvision that is already on disk; nothing is downloaded."""
 
     source: Literal["torchvision"]
@@ -49,7 +71,7 @@ class TorchvisionData(Settings):
     verticals: Mapping[str, tuple[str, ...]] | None = None
 
 
-class PythonData(Settings):
+class PythonData(DataSettings):
     """A callable `module:function` that returns a `pipeline.data.Source`."""
 
     source: Literal["python"]

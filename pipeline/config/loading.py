@@ -116,6 +116,8 @@ def _resolve_paths(project: Project, base: Path) -> Project:
         data = data.model_copy(update={"root": _absolute(data.root, base)})
     if isinstance(data, ImageFolderData) and data.test_root is not None:
         data = data.model_copy(update={"test_root": _absolute(data.test_root, base)})
+    if isinstance(data, ImageFolderData) and data.parents is not None:
+        data = data.model_copy(update={"parents": _absolute(data.parents, base)})
     if isinstance(data, GlyphData):
         fonts = tuple(str(_absolute(Path(pattern), base)) for pattern in data.fonts)
         data = data.model_copy(update={"fonts": fonts})

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pipeline.config.base import Name, PositiveInt, Settings
-from pipeline.config.objectives import ObjectiveConfig, SoftLabels
+from pipeline.config.objectives import (
+    Curriculum,
+    ObjectiveConfig,
+    OnlineSubclassTerm,
+    PeerCollaborative,
+    SoftLabels,
+)
 from pipeline.config.training import InputConfig, TrainingConfig
 
 
@@ -18,16 +24,27 @@ class LinearHead(Settings):
 
 
 class StructurallyConnectedHead(Settings):
-    """FC(s1)-SC(s2, x) of Knowledge Concentration: one shared layer, one block per vertical."""
+    """The hidden layers of Knowledge Concentration: dense (FC), or connected by vertical (SC)."""
 
     name: Literal["structurally_connected"]
-    hidden: PositiveInt = Field(512, description="s1: width of the shared layer")
+    connection: Literal["fc_fc", "fc_sc", "sc_sc"] = Field(
+        "fc_sc", description="fc_sc: one first layer, a second per vertical; fc_fc: no structure"
+    )
+    hidden: PositiveInt = Field(512, description="s1: width of the first layer")
     block: PositiveInt = Field(128, description="s2: width each vertical's logits see")
     shared: int = Field(0, ge=0, description="x: how many of the s2 units all verticals share")
     self_paced: Literal["none", "vertical", "class"] = Field(
         "none", description="learned scale on each vertical's L2-normalised logits"
     )
-    self_paced_init: float = Field(1.0, gt=0, description="multiple of sqrt(N_v) at the start")
+    self_paced_init: float | None = Field(
+        None, gt=0, description="multiple of sqrt(N_v) at the start; null: 1, or log C for sigmoid"
+    )
+    self_paced_rate: float = Field(
+        10.0, gt=0, description="learning rates that gamma / sqrt(N_v) moves in a step of Adam"
+    )
+    normalization: Literal["batch", "layer"] = Field(
+        "batch", description="of the hidden layers; layer: each image on its own"
+    )
 
     @model_validator(mode="after")
     def _shared_units_fit(self) -> StructurallyConnectedHead:
@@ -35,7 +52,16 @@ class StructurallyConnectedHead(Settings):
             raise ValueError(
                 f"shared must be at most block ({self.block} units), got {self.shared}"
             )
+        if self.shared and self.connection != "fc_sc":
+            raise ValueError(
+                f"shared must be 0 where connection is {self.connection}, got {self.shared}: only "
+                "fc_sc has blocks that can share units"
+            )
         return self
+
+
+# Settings that came after the first runs: a run that does not use one keeps its fingerprint.
+_LEFT_OUT_UNLESS_SET = ("auxiliary", "curriculum", "samples_per_class")
 
 
 class StudentConfig(TrainingConfig):
@@ -49,6 +75,18 @@ class StudentConfig(TrainingConfig):
         LinearHead()
     )
     objective: ObjectiveConfig = SoftLabels(name="soft_labels")
+    init: Name | None = Field(
+        None, description="teacher of the same builder whose weights the student starts from"
+    )
+    auxiliary: tuple[OnlineSubclassTerm, ...] = Field(
+        (), description="terms added to the loss of the objective; the control has none"
+    )
+    curriculum: Curriculum | None = Field(
+        None, description="start with the rows that the teachers find easy; the control does not"
+    )
+    samples_per_class: PositiveInt | None = Field(
+        None, description="images of one class that share a batch; null: as the shuffle has it"
+    )
     views_per_image: PositiveInt = Field(1, description="views drawn from one decoded image")
     devices: PositiveInt = Field(
         1, description="processes that share each batch, one a GPU where there are GPUs"
@@ -73,3 +111,57 @@ class StudentConfig(TrainingConfig):
                 f"{images}), got {self.devices}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _whole_classes_in_a_batch(self) -> StudentConfig:
+        images, samples = self.batch_size // self.views_per_image, self.samples_per_class or 1
+        if images % samples:
+            raise ValueError(
+                f"samples_per_class must divide the images of a batch (batch_size / "
+                f"views_per_image = {images}), got {samples}"
+            )
+        if self.devices > images // samples:
+            raise ValueError(
+                f"devices must be at most the classes of a batch (images / samples_per_class = "
+                f"{images // samples}), got {self.devices}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_term_of_a_kind(self) -> StudentConfig:
+        names = [term.name for term in (self.objective, *self.auxiliary)]
+        doubles = sorted({name for name in names if names.count(name) > 1})
+        if doubles:
+            raise ValueError(f"objective and auxiliary must differ, got {doubles} more than once")
+        return self
+
+    @model_validator(mode="after")
+    def _a_curriculum_fits(self) -> StudentConfig:
+        if self.curriculum is None:
+            return self
+        if "soft" not in self.objective.reads:
+            raise ValueError(
+                "curriculum needs an objective that reads soft labels, which tell the easy rows, "
+                f"got {self.objective.name!r}"
+            )
+        if self.curriculum.phases > self.epochs:
+            raise ValueError(
+                f"curriculum.phases must be at most epochs ({self.epochs}), got "
+                f"{self.curriculum.phases}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _each_peer_has_a_view(self) -> StudentConfig:
+        objective = self.objective
+        if isinstance(objective, PeerCollaborative) and objective.peers != self.views_per_image:
+            raise ValueError(
+                f"views_per_image must be the number of peers ({objective.peers}), each of which "
+                f"is shown a view of its own, got {self.views_per_image}"
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused_settings(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {k: v for k, v in values.items() if v or k not in _LEFT_OUT_UNLESS_SET}

@@ -33,7 +33,7 @@ class TeacherConfig(Settings):
     builder: str = Field(description="torchvision:NAME, timm:NAME or python:module:function")
     builder_args: dict[str, Any] = Field(default_factory=dict)
     weights: Path | None = Field(None, description="null: train it first on its own rows")
-    classes: Literal["all"] | VerticalClasses | Path | tuple[str, ...] = Field(
+    classes: VerticalClasses | Literal["all"] | Path | tuple[str, ...] = Field(
         description="{vertical: NAME}, all, a text file with one class a line, or a list"
     )
     routing: Literal["own", "all"] = Field("own", description="which rows it labels")

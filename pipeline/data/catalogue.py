@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.config import DataConfig
 from pipeline.data.glyphs import open_glyphs
 from pipeline.data.image_folder import open_image_folder
+from pipeline.data.long_tail import LongTailedSource
 from pipeline.data.python_data import open_python_data
 from pipeline.data.source import Source
 from pipeline.data.torchvision_data import open_torchvision
@@ -32,4 +33,7 @@ def open_source(config: DataConfig, workspace: Path) -> Source:
     Raises:
         DataError: If it cannot be opened as asked.
     """
-    return SOURCES[config.source](config, workspace)
+    source = SOURCES[config.source](config, workspace)
+    if config.imbalance is None:
+        return source
+    return LongTailedSource(source=source, imbalance=config.imbalance)

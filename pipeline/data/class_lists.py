@@ -1,4 +1,4 @@
-"""The classes of a teacher as the project file gives them: a vertical, all, a list, or a text file.
+"""The classes of a teacher as the project file gives them: a vertical, all, a list, or a file.
 
 In the half that both sides use: labels are bound to their classes, and a student checks that
 without a teacher. Imports no torch.

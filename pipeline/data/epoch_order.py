@@ -8,9 +8,9 @@ whatever the number of loader workers (DESIGN section 5).
 
 from __future__ import annotations
 
-import functools
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,38 +18,68 @@ import numpy.typing as npt
 Rows = npt.NDArray[np.int64]
 
 
-def _generator(seed: int, epoch: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=[seed, epoch]))
+def _generator(seed: int, epoch: int, turn: int = 0, use: int = 0) -> np.random.Generator:
+    counter = np.array([0, 0, 0, use], np.uint64)
+    return np.random.Generator(np.random.Philox(counter=counter, key=[seed, epoch + (turn << 32)]))
 
 
-def shuffled_rows(
-    rows: Rows, *, seed: int, epoch: int, shard_rows: int | None = None, window_shards: int = 4
-) -> Rows:
-    """Return the rows of one epoch in shuffled order.
+def shuffled_windows(
+    rows: Rows,
+    *,
+    seed: int,
+    epoch: int,
+    turn: int = 0,
+    shard_rows: int | None = None,
+    window_shards: int = 4,
+) -> Iterator[Rows]:
+    """Yield the rows of one epoch in shuffled order, window by window.
+
+    Beside the rows it takes the memory of one window.
 
     Args:
         rows: (N,) ascending rows.
         seed: Of the run.
         epoch: From 0.
-        shard_rows: None: exact global shuffle. Else shards are shuffled, and rows are shuffled
-            inside windows of `window_shards` consecutive shards of that order, so that a reader
-            needs no more than that many shards at a time.
+        turn: Of the rows in the epoch, where it goes over them several times.
+        shard_rows: None: exact global shuffle, in one window. Else shards are shuffled, and rows
+            are shuffled inside windows of `window_shards` consecutive shards of that order, so
+            that a reader needs no more than that many shards at a time.
         window_shards: Shards in a window.
 
-    Returns:
-        (N,) a permutation of `rows`.
+    Yields:
+        Together a permutation of `rows`.
     """
-    generator = _generator(seed, epoch)
+    generator = _generator(seed, epoch, turn)
     if shard_rows is None:
-        return generator.permutation(rows)
-    first = np.flatnonzero(np.diff(rows // shard_rows, prepend=-1))
-    shards = np.split(rows, first[1:])
-    order = generator.permutation(len(shards))
-    windows = [
-        np.concatenate([shards[i] for i in order[start : start + window_shards]])
-        for start in range(0, len(order), window_shards)
-    ]
-    return np.concatenate([generator.permutation(window) for window in windows])
+        yield generator.permutation(rows)
+        return
+    first, last = int(rows[0]) // shard_rows, int(rows[-1]) // shard_rows
+    edges = np.unique(np.searchsorted(rows, np.arange(first, last + 2) * shard_rows))
+    order = generator.permutation(len(edges) - 1)
+    for start in range(0, len(order), window_shards):
+        chosen = order[start : start + window_shards].tolist()
+        window = np.concatenate([rows[edges[i] : edges[i + 1]] for i in chosen])
+        yield generator.permutation(window)
+
+
+def _by_class(rows: Rows, classes: Rows, samples: int, generator: np.random.Generator) -> Rows:
+    """Return shuffled rows so that `samples` of one class follow one another.
+
+    Groups of `samples` rows are shuffled. The rows that a class has left over are put together,
+    class by class, to further groups, among which only the last may be smaller: so groups stay
+    whole in batches that they divide.
+    """
+    order = np.argsort(classes, kind="stable")
+    counts = np.unique(classes, return_counts=True)[1]
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    whole = place < np.repeat(counts // samples * samples, counts)
+    full, rest = rows[order[whole]].reshape(-1, samples), rows[order[~whole]]
+    rest_classes = classes[order[~whole]]
+    mixed = generator.permutation(int(classes.max()) + 2)[rest_classes]
+    rest = rest[np.argsort(mixed, kind="stable")]
+    end = len(rest) // samples * samples
+    groups = np.concatenate([full, rest[:end].reshape(-1, samples)])
+    return np.concatenate([generator.permutation(groups).reshape(-1), rest[end:]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +98,14 @@ class BatchOrder:
         rank: Of this process.
         world_size: Processes that share each batch: rank r takes a run of neighbouring images of
             it, one more or fewer than another rank where they do not divide evenly.
-        shard_rows: See `shuffled_rows`.
+        shard_rows: See `shuffled_windows`.
         available: (N, views) bool, which stored views each row has, at least one; None: all.
+        classes: (N,) class of each row, -1: none; read where `samples_per_class` is above 1.
+        samples_per_class: Rows of one class that follow one another, as far as classes have so
+            many. Each row still comes once an epoch.
+        places: (N,) of each row, 0 for the first to be trained on; None: all rows at once.
+        pool_shares: Share of the rows, by place, that each epoch draws from; all rows after the
+            last. An epoch keeps its steps: it goes over a small pool several times.
     """
 
     rows: Rows
@@ -83,6 +119,10 @@ class BatchOrder:
     world_size: int = 1
     shard_rows: int | None = None
     available: npt.NDArray[np.bool_] | None = None
+    classes: Rows | None = None
+    samples_per_class: int = 1
+    places: Rows | None = None
+    pool_shares: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.rows) == 0:
@@ -99,6 +139,10 @@ class BatchOrder:
                 f"batch_size must be a multiple of views_per_image ({self.views_per_image}), "
                 f"got {self.batch_size}"
             )
+        if self.samples_per_class > 1 and (
+            self.classes is None or len(self.classes) != len(self.rows)
+        ):
+            raise ValueError("samples_per_class needs the class of every row")
         if self.images_per_batch < self.world_size:
             raise ValueError(
                 f"a batch must have an image for each of {self.world_size} ranks, "
@@ -117,12 +161,61 @@ class BatchOrder:
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[tuple[Rows, Rows]]:
         """Yield (rows, views), each (batch,) int64, from a step of an epoch on."""
-        order = shuffled_rows(self.rows, seed=self.seed, epoch=epoch, shard_rows=self.shard_rows)
+        pool = self._pool(epoch)
+        mine = slice(*(self._first_image(self.rank + end) for end in (0, 1)))
+        step = first_step
+        while step < self.steps_per_epoch:
+            turn, place = divmod(step, pool.steps_per_epoch)
+            left = self.steps_per_epoch - step
+            for rows in itertools.islice(pool._turn(epoch, turn, place), left):
+                yield self._with_views(rows[mine], epoch + turn)
+                step += 1
+
+    def _pool(self, epoch: int) -> BatchOrder:
+        """Return the order over the rows that an epoch draws from, at least one batch of them."""
+        if self.places is None or epoch >= len(self.pool_shares):
+            return self
+        size = max(self.images_per_batch, round(self.pool_shares[epoch] * len(self.rows)))
+        inside = self.places < size
+        return replace(
+            self,
+            rows=self.rows[inside],
+            available=None if self.available is None else self.available[inside],
+            classes=None if self.classes is None else self.classes[inside],
+            places=None,
+        )
+
+    def _turn(self, epoch: int, turn: int, first_step: int) -> Iterator[Rows]:
+        """Yield the images of all whole batches of one pass over the rows, from a step on."""
         size = self.images_per_batch
-        mine = slice(*(size * (self.rank + end) // self.world_size for end in (0, 1)))
-        for step in range(first_step, self.steps_per_epoch):
-            rows = order[step * size : (step + 1) * size]
-            yield self._with_views(rows[mine], epoch)
+        skip = first_step * size
+        rest = self.rows[:0]
+        for window in self._windows(epoch, turn):
+            rows = np.concatenate([rest, window[skip:]]) if len(rest) or skip else window
+            skip = max(skip - len(window), 0)
+            whole = len(rows) - len(rows) % size
+            yield from rows[:whole].reshape(-1, size)
+            rest = rows[whole:]
+
+    def _windows(self, epoch: int, turn: int) -> Iterator[Rows]:
+        generator = _generator(self.seed, epoch, turn, use=1)
+        for window in shuffled_windows(
+            self.rows, seed=self.seed, epoch=epoch, turn=turn, shard_rows=self.shard_rows
+        ):
+            if self.samples_per_class == 1:
+                yield window
+                continue
+            assert self.classes is not None
+            classes = self.classes[np.searchsorted(self.rows, window)]
+            yield _by_class(window, classes, self.samples_per_class, generator)
+
+    def _first_image(self, rank: int) -> int:
+        """Return where a rank's part of a batch begins; groups of one class stay together."""
+        size, group = self.images_per_batch, self.samples_per_class
+        if rank == self.world_size:
+            return size
+        groups = max(size // group, 1)
+        return min(group, size) * (groups * rank // self.world_size)
 
     def _with_views(self, rows: Rows, epoch: int) -> tuple[Rows, Rows]:
         if self.fresh_views:
@@ -130,17 +223,11 @@ class BatchOrder:
         m = self.views_per_image
         draws = np.arange(m, dtype=np.int64)
         turn = epoch * m + draws[None, :] + rows[:, None]
-        if self._views_in_turn is None:
+        if self.available is None:
             views = turn % self.views
         else:
-            in_turn, counts = self._views_in_turn
-            at = np.searchsorted(self.rows, rows)[:, None]
-            views = in_turn[at, turn % counts[at]]
+            there = self.available[np.searchsorted(self.rows, rows)]
+            # The available views of each row first, ascending.
+            in_turn = np.argsort(~there, axis=1, kind="stable")
+            views = np.take_along_axis(in_turn, turn % there.sum(axis=1, keepdims=True), axis=1)
         return np.repeat(rows, m), self.first_view + views.reshape(-1)
-
-    @functools.cached_property
-    def _views_in_turn(self) -> tuple[Rows, Rows] | None:
-        """(N, views) each row's available views first, ascending, and (N,) how many they are."""
-        if self.available is None:
-            return None
-        return np.argsort(~self.available, axis=1, kind="stable"), self.available.sum(axis=1)

@@ -87,7 +87,7 @@ def common_codepoints(faces: Iterable[Iterable[int]], min_faces: int) -> dict[st
 
 
 def merged_classes(
-    renderings: Sequence[Mapping[int, npt.NDArray[np.uint8]]],
+    renderings: Sequence[Mapping[int, npt.NDArray[np.uint8]]], *, merge_cases: bool = False
 ) -> dict[int, int]:
     """Return code point -> the code point that names its class.
 
@@ -96,10 +96,33 @@ def merged_classes(
 
     Args:
         renderings: Per face, code point -> pixels.
+        merge_cases: Upper and lower case of a letter are one class as well.
     """
     reference: dict[int, tuple[int, bytes]] = {}
     for position, face in enumerate(renderings):
         for codepoint, pixels in face.items():
             reference.setdefault(codepoint, (position, pixels.tobytes()))
     names: dict[tuple[int, bytes], int] = {}
-    return {c: names.setdefault(reference[c], c) for c in sorted(reference)}
+    classes = {c: names.setdefault(reference[c], c) for c in sorted(reference)}
+    return _with_cases_merged(classes) if merge_cases else classes
+
+
+def _with_cases_merged(classes: Mapping[int, int]) -> dict[int, int]:
+    """Join the classes of both cases of each letter of a vertical, named by the lowest code point.
+
+    Look-alikes are joined already, so where two scripts share a capital they share the letter.
+    """
+    named_by = {name: name for name in classes.values()}
+
+    def first(name: int) -> int:
+        while named_by[name] != name:
+            name = named_by[name]
+        return name
+
+    for codepoint, name in classes.items():
+        lower = chr(codepoint).lower()
+        if len(lower) != 1 or vertical_of(ord(lower)) != vertical_of(codepoint):
+            continue
+        low, high = sorted((first(name), first(classes.get(ord(lower), name))))
+        named_by[high] = low
+    return {codepoint: first(name) for codepoint, name in classes.items()}

@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,8 @@ from pipeline.data.glyph_rendering import (
     font_files,
     render_face,
 )
-from pipeline.data.source import Sample, Source
+from pipeline.data.hierarchy import glyph_parents
+from pipeline.data.source import Parents, Sample, Source
 from pipeline.durable_files import not_written, write_durably
 from pipeline.locations import local_folder
 from storage_schemas.errors import DataError, UnreadableImageError
@@ -52,9 +53,11 @@ class GlyphSource(Source):
 
     Attributes:
         folder: Holds images.npy (N, size, size) uint8 and samples.json; named by its content.
+        hierarchy: Whether scripts and letters are classes too, above the glyphs.
     """
 
     folder: Path
+    hierarchy: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the mapped file behind: a loader worker maps it anew."""
@@ -90,6 +93,10 @@ class GlyphSource(Source):
         """blake2b-128 of the pixels."""
         return image_digest(self.load(key))
 
+    def parents(self, classes: Collection[str], labelled: Collection[str]) -> Parents:
+        """Return the letter and the script of each glyph, where they are asked for."""
+        return glyph_parents(classes) if self.hierarchy else {}
+
     def stamp(self, key: str) -> tuple[int, int] | None:
         """The folder's name says what is in it, so it stamps all samples."""
         value = int(self.folder.name.rpartition("-")[2], 16)
@@ -115,7 +122,11 @@ def open_glyphs(config: GlyphData, workspace: Path) -> GlyphSource:
     digest = canonical_digest(
         {
             "version": RENDERING_VERSION,
-            "config": config.model_dump(mode="json", exclude={"fonts"}),
+            "config": config.model_dump(
+                mode="json",
+                exclude={"fonts", "hierarchy", "imbalance"}
+                | (set() if config.merge_cases else {"merge_cases"}),
+            ),
             "fonts": {path.stem: file_digest(path) for path in files},
             "freetype": features.version("freetype2"),
             "unicode": unicodedata.unidata_version,
@@ -126,7 +137,7 @@ def open_glyphs(config: GlyphData, workspace: Path) -> GlyphSource:
     if not folder.is_dir():
         images, listed = glyph_samples(config, files)
         _write_cache(folder, images, listed)
-    return GlyphSource(folder=folder)
+    return GlyphSource(folder=folder, hierarchy=config.hierarchy)
 
 
 def glyph_samples(
@@ -157,7 +168,7 @@ def glyph_samples(
         path.stem: render_face(path, [c for c in codepoints if c in held[path]], config.size)
         for path in files
     }
-    classes = merged_classes(list(faces.values()))
+    classes = merged_classes(list(faces.values()), merge_cases=config.merge_cases)
     by_split = sorted(faces, key=lambda face: face in config.test_faces)  # stable: training first
     owners: dict[bytes, set[int]] = {}
     first: dict[bytes, tuple[int, str]] = {}

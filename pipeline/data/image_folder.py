@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,15 @@ from PIL import Image
 
 from pipeline.config import ImageFolderData
 from pipeline.data.decoding import MAX_FILE_BYTES, SUFFIXES, decode_image
-from pipeline.data.source import Sample, Source, clean_name, qualified_names, split_of
+from pipeline.data.hierarchy import read_parents
+from pipeline.data.source import (
+    Parents,
+    Sample,
+    Source,
+    clean_name,
+    qualified_names,
+    split_of,
+)
 from storage_schemas.errors import DataError, UnreadableImageError
 from storage_schemas.manifest import TEST, TRAIN
 
@@ -38,6 +46,7 @@ class ImageFolderSource(Source):
         test_root: Held-out images in the same layout; None holds out a share of `root`.
         test_fraction: That share.
         verticals: Vertical -> class names, for depth 0.
+        parents_file: Names the is-a parents of classes; None: no class has any.
     """
 
     root: Path
@@ -45,6 +54,7 @@ class ImageFolderSource(Source):
     test_root: Path | None = None
     test_fraction: float = 0.1
     verticals: Mapping[str, tuple[str, ...]] | None = None
+    parents_file: Path | None = None
 
     def samples(self) -> Iterable[Sample]:
         """List every image file, sorted by path."""
@@ -73,6 +83,12 @@ class ImageFolderSource(Source):
     def content_digest(self, key: str) -> bytes:
         """blake2b-128 of the file's bytes."""
         return hashlib.blake2b(self._read(key), digest_size=16).digest()
+
+    def parents(self, classes: Collection[str], labelled: Collection[str]) -> Parents:
+        """Return what the parents file says."""
+        if self.parents_file is None:
+            return {}
+        return read_parents(self.parents_file, classes, labelled)
 
     def stamp(self, key: str) -> tuple[int, int] | None:
         """Size and modification time of the file."""
@@ -155,6 +171,7 @@ def open_image_folder(config: ImageFolderData) -> ImageFolderSource:
         test_root=config.test_root,
         test_fraction=config.test_fraction,
         verticals=config.verticals,
+        parents_file=config.parents,
     )
 
 

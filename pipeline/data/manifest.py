@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +23,13 @@ from pipeline.data.label_noise import with_label_noise
 from pipeline.data.manifest_files import (
     QUARANTINE,
     Stamps,
-    exclusive,
     has_manifest,
     load_label_space,
     load_manifest,
     load_stamps,
     save,
 )
+from pipeline.data.manifest_lock import exclusive
 from pipeline.data.source import Sample, Source
 from storage_schemas.errors import ConcentrateError, DataError, UnreadableImageError
 from storage_schemas.label_space import LabelSpace
@@ -62,19 +62,22 @@ class ManifestUpdate:
     unchanged: int
 
 
-def update_manifest(project: Project, *, progress: Progress | None = None) -> ManifestUpdate:
+def update_manifest(
+    project: Project, *, progress: Progress | None = None, wait_seconds: float = 0
+) -> ManifestUpdate:
     """Bring the manifest of a project's workspace up to date with its source.
 
     Args:
         project: Its `data`, `label_noise` and `workspace` count.
         progress: Called with (done, total) samples as they are read.
+        wait_seconds: For how long to wait for another process that is updating it.
 
     Raises:
         DataError: If the source cannot be opened, holds nothing readable, or repeats a key.
         ManifestError: If the manifest on disk is damaged, or another update is running.
     """
     workspace = project.workspace
-    with exclusive(workspace):
+    with exclusive(workspace, wait_seconds):
         source = open_source(project.data, workspace)
         old, space = Manifest.empty(), LabelSpace(classes=())
         if has_manifest(workspace):
@@ -86,10 +89,18 @@ def update_manifest(project: Project, *, progress: Progress | None = None) -> Ma
         readable = [sample for sample in samples if sample.key in digests]
         if not readable:
             raise DataError(_nothing_readable(problems))
-        space = space.extended(s.class_name for s in readable if s.class_name is not None)
+        space = _grown(space, source, readable)
         update = _merged(old, space, readable, digests, quarantined=len(problems))
         save(workspace, update.manifest, space, stamps, problems)
     return update
+
+
+def _grown(space: LabelSpace, source: Source, samples: Iterable[Sample]) -> LabelSpace:
+    """Return the label space with the classes of the samples, and the parents of all classes."""
+    labelled = {sample.class_name for sample in samples if sample.class_name is not None}
+    parents = source.parents({*space.classes, *labelled}, labelled)
+    inner = {name for above in parents.values() for name in above}
+    return replace(space.extended(labelled | inner), parents=parents)
 
 
 def _nothing_readable(problems: Mapping[str, str]) -> str:

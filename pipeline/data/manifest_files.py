@@ -10,24 +10,22 @@ whole; a part or a class written too early is ignored and written again.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.manifest_index import index_problem, part_name
 from pipeline.data.quarantine import quarantine_csv
-from pipeline.durable_files import not_written, write_durably
-from pipeline.locations import is_local, read_whole
-from pipeline.object_lock import object_lock
+from pipeline.durable_files import write_durably
+from pipeline.locations import read_whole
 from pipeline.workspace import inside
-from storage_schemas.errors import LabelSpaceError, ManifestError, StoreError
+from storage_schemas.errors import LabelSpaceError, ManifestError
 from storage_schemas.label_space import LabelSpace, canonical_digest
 from storage_schemas.manifest import (
     DIGEST_BYTES,
@@ -59,7 +57,7 @@ Stamps = dict[str, tuple[tuple[int, int], bytes]]
 
 def has_manifest(workspace: Path) -> bool:
     """Tell whether a manifest has been written."""
-    return (_folder(workspace) / INDEX).exists()
+    return (manifest_folder(workspace) / INDEX).exists()
 
 
 def load_manifest(workspace: Path) -> Manifest:
@@ -68,7 +66,7 @@ def load_manifest(workspace: Path) -> Manifest:
     Raises:
         ManifestError: If there is none, or it is damaged, altered or of a newer version.
     """
-    folder = _folder(workspace)
+    folder = manifest_folder(workspace)
     index = _load_index(folder)
     ends = tuple(append["rows"] for append in index["appends"])
     begins = (0, *ends[:-1])
@@ -77,17 +75,17 @@ def load_manifest(workspace: Path) -> Manifest:
         for append, begin in zip(index["appends"], begins, strict=True)
     )
     rows = len(table)
-    digests = b"".join(table.column("digest").to_pylist())
     manifest = Manifest(
         keys=table.column("key").to_numpy().astype(np.object_),
         labels=table.column("label").to_numpy().astype(np.int32),
         splits=table.column("split").to_numpy().astype(np.uint8),
-        digests=np.frombuffer(digests, np.uint8).reshape(rows, DIGEST_BYTES),
+        digests=_digests(table.column("digest")),
         appends=np.repeat(np.arange(len(ends), dtype=np.int32), np.diff([0, *ends])),
         retired=np.zeros(rows, np.bool_),
         chains=tuple(append["chain"] for append in index["appends"]),
         append_ends=ends,
     )
+    del table
     problem = manifest.chain_problem()
     if problem is not None:
         raise ManifestError(f"{folder}: {problem}; a part was altered: {REBUILD}")
@@ -97,13 +95,22 @@ def load_manifest(workspace: Path) -> Manifest:
     return manifest.with_retired(index["retired"])
 
 
+def _digests(column: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
+    """Return (N, 16) digests without an object for each."""
+    found = [np.empty((0, DIGEST_BYTES), np.uint8)]
+    for chunk in column.chunks:
+        values = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, DIGEST_BYTES)
+        found.append(values[chunk.offset : chunk.offset + len(chunk)])
+    return np.concatenate(found)
+
+
 def read_index(workspace: Path) -> dict[str, Any]:
     """Read manifest.json and check its digest.
 
     Raises:
         ManifestError: If there is no manifest, or it is damaged, altered or of a newer version.
     """
-    return _load_index(_folder(workspace))
+    return _load_index(manifest_folder(workspace))
 
 
 def read_part(workspace: Path, position: int, rows: int, columns: Sequence[str]) -> pa.Table:
@@ -118,7 +125,7 @@ def read_part(workspace: Path, position: int, rows: int, columns: Sequence[str])
     Raises:
         ManifestError: If it cannot be read.
     """
-    return _load_part(_folder(workspace) / part_name(position), rows, columns)
+    return _load_part(manifest_folder(workspace) / part_name(position), rows, columns)
 
 
 def load_label_space(workspace: Path) -> LabelSpace:
@@ -128,7 +135,7 @@ def load_label_space(workspace: Path) -> LabelSpace:
         ManifestError: If it is missing, damaged, or its classes were changed or reordered.
     """
     path = workspace / "data" / LABEL_SPACE
-    index = _load_index(_folder(workspace))
+    index = _load_index(manifest_folder(workspace))
     try:
         space = LabelSpace.from_dict(json.loads(read_whole(path)))
     except (OSError, ValueError, RecursionError, LabelSpaceError) as error:
@@ -145,7 +152,7 @@ def load_label_space(workspace: Path) -> LabelSpace:
 def load_stamps(workspace: Path) -> Stamps:
     """Read the stamps of the last update; empty when there are none to be read."""
     try:
-        columns = _table(_folder(workspace) / STAMPS).to_pydict()
+        columns = _table(manifest_folder(workspace) / STAMPS).to_pydict()
         stamps = zip(columns["size"], columns["time"], strict=True)
         found = zip(columns["key"], stamps, columns["digest"], strict=True)
         return {key: (stamp, digest) for key, stamp, digest in found}
@@ -169,7 +176,7 @@ def save(
         stamps: For the next update.
         problems: Key -> reason of unreadable samples.
     """
-    folder = _folder(workspace)
+    folder = manifest_folder(workspace)
     done = _load_index(folder)["appends"] if has_manifest(workspace) else []
     appends: list[dict[str, Any]] = [
         {"part": part_name(position), "rows": end, "chain": chain}
@@ -206,39 +213,8 @@ def save(
     write_durably(folder / INDEX, _json(index | {"digest": canonical_digest(index)}))
 
 
-@contextlib.contextmanager
-def exclusive(workspace: Path) -> Iterator[None]:
-    """Keep other processes from updating the same manifest.
-
-    Raises:
-        ManifestError: If another process is at it.
-        StoreError: If the workspace cannot be written.
-    """
-    folder = _folder(workspace)
-    if not is_local(folder):
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(object_lock(folder / ".lock", folder))
-            except StoreError as error:
-                raise ManifestError(str(error)) from error
-            yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise not_written(folder, folder, error) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ManifestError(
-                f"{folder}: another process is updating this manifest; wait until it is done"
-            ) from None
-        yield
-
-
-def _folder(workspace: Path) -> Path:
+def manifest_folder(workspace: Path) -> Path:
+    """Return where the manifest of a workspace lies."""
     return inside(workspace, workspace / "data" / "manifest")
 
 

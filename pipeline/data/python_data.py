@@ -7,13 +7,13 @@ in verticals. Left out: any search path of our own; the module must be importabl
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from PIL import Image
 
 from pipeline.config import PythonData
-from pipeline.data.source import Sample, Source, qualified_names
+from pipeline.data.source import Parents, Sample, Source, qualified_names
 from storage_schemas.errors import DataError
 
 
@@ -51,6 +51,10 @@ class NamedVerticalsSource(Source):
     def content_digest(self, key: str) -> bytes:
         """Digest of the source beneath."""
         return self.source.content_digest(key)
+
+    def parents(self, classes: Collection[str], labelled: Collection[str]) -> Parents:
+        """Parents of the source beneath, which names classes as `vertical/name` here."""
+        return self.source.parents(classes, labelled)
 
     def stamp(self, key: str) -> tuple[int, int] | None:
         """Stamp of the source beneath."""

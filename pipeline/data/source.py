@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -18,6 +18,8 @@ from storage_schemas.errors import DataError
 from storage_schemas.manifest import TEST, TRAIN
 
 DEFAULT_VERTICAL = "all"
+Parents = Mapping[str, tuple[str, ...]]
+"""Qualified class name -> qualified names of its direct is-a parents."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +62,18 @@ class Source(abc.ABC):
         Raises:
             UnreadableImageError: If the content cannot be read.
         """
+
+    def parents(self, classes: Collection[str], labelled: Collection[str]) -> Parents:
+        """Return the is-a parents of classes; may name inner classes, which no image has.
+
+        Args:
+            classes: Qualified names of all classes, now or earlier.
+            labelled: Those of them that have images now.
+
+        Raises:
+            DataError: If what the user says of them does not fit.
+        """
+        return {}
 
     @abc.abstractmethod
     def stamp(self, key: str) -> tuple[int, int] | None:

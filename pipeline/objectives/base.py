@@ -32,6 +32,21 @@ class StudentOutput:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PeerOutput(StudentOutput):
+    """What m peers return for m views of each of n images, B = n * m rows in that order.
+
+    `logits` and `features` of row i * m + j are those of peer j.
+
+    Attributes:
+        ensemble: (n, C) logits of the classifier over the features of all peers.
+        averaged: (B, C) logits of the mean teachers of the peers; no gradient flows there.
+    """
+
+    ensemble: Tensor
+    averaged: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class BlockFeatureBatch:
     """What one teacher's block said of B views.
 
@@ -97,9 +112,12 @@ class LabelContext:
         supports: Per teacher, its (C_t,) ascending global ids.
         teachers: Their names, in that order.
         class_counts: (C,) int64 labelled training rows of each class.
+        total_steps: Of the whole run; 0 where there is no run.
         feature_dim: D, the width of the student's features before its head.
         features: (channels, height, width) of each stored block feature, by its name in
             `TargetBatch.features`.
+        closure: (C, A) int64 each class and all its is-a ancestors, padded with -1; None where
+            no class has parents.
     """
 
     num_classes: int
@@ -108,7 +126,9 @@ class LabelContext:
     teachers: tuple[str, ...] = ()
     class_counts: Tensor | None = None
     feature_dim: int = 0
+    total_steps: int = 0
     features: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    closure: Tensor | None = None
 
 
 class Objective(nn.Module, abc.ABC):

@@ -5,7 +5,9 @@ CNN", 2017, arXiv 1711.07607.
 
 In, `sigmoid` form: the paper's student loss L_s, binary cross-entropy over all N classes against
 the top-k probabilities of the one teacher of the image's vertical, 0 elsewhere, summed over
-classes and averaged over images.
+classes and averaged over images. Teachers of classes with is-a parents answer for inner classes
+too, so the hierarchy comes with their labels; `hard_weight` adds the human label and all its
+ancestors (multi_label.py).
 
 In, `softmax` form (ours, for single-label teachers): by the chain rule, KL over all classes is
 the cross-entropy of choosing the vertical plus KL inside it. The two parts get their own weight,
@@ -18,25 +20,19 @@ With vertical_weight 1 and T = 1 this equals plain distillation over all classes
 `own` routing, where a row's only teacher is that of its vertical.
 
 Left out: the structurally connected head and self-paced scales, which are parts of the student
-(pipeline.models.heads), and the hierarchy of labels inside a vertical.
+(pipeline.models.heads).
 """
 
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional
 
 from pipeline.config import KnowledgeConcentration
 from pipeline.numerics import factorised_kl, sparse_bce
 from pipeline.objectives.base import LabelContext, Objective, StudentOutput, TargetBatch
 from pipeline.objectives.hard_labels import hard_label_loss
-from pipeline.objectives.targets import (
-    Supports,
-    batch_mean,
-    labelled_mean,
-    required_labels,
-    required_soft_labels,
-)
+from pipeline.objectives.multi_label import LabelClosure, multi_label_loss
+from pipeline.objectives.targets import Supports, labelled_mean, required_soft_labels
 
 
 class KnowledgeConcentrationObjective(Objective):
@@ -47,6 +43,7 @@ class KnowledgeConcentrationObjective(Objective):
         self.needs = frozenset({"soft", "labels"} if config.hard_weight else {"soft"})
         self._config = config
         self._supports = Supports(context)
+        self._closure = LabelClosure(context)
 
     def forward(self, output: StudentOutput, targets: TargetBatch) -> dict[str, Tensor]:
         """Return the loss terms and, in softmax form, the metric `vertical_probability`.
@@ -77,24 +74,6 @@ class KnowledgeConcentrationObjective(Objective):
         soft = required_soft_labels(targets, config.name)
         terms = {"kd_loss": labelled_mean(sparse_bce(logits, soft), soft)}
         if config.hard_weight:
-            terms["task_loss"] = config.hard_weight * _hard_sigmoid_loss(
-                logits, targets, config.name
-            )
+            task = multi_label_loss(logits, targets, self._closure, config.name)
+            terms["task_loss"] = config.hard_weight * task
         return terms
-
-
-def _hard_sigmoid_loss(logits: Tensor, targets: TargetBatch, objective: str) -> Tensor:
-    """Return the binary cross-entropy with the hard label, or with both labels of a mixed image."""
-    labels = required_labels(targets, objective)
-    logits = logits.float() if logits.itemsize < 4 else logits
-
-    def own_logit(classes: Tensor) -> Tensor:
-        return logits.gather(1, classes.clamp(min=0).unsqueeze(1)).squeeze(1) * (classes >= 0)
-
-    agreed = own_logit(labels)
-    if targets.partner_labels is not None and targets.mix_weight is not None:
-        mix = targets.mix_weight.to(logits.dtype)
-        agreed = mix * agreed + (1 - mix) * own_logit(targets.partner_labels)
-    labelled = labels >= 0
-    loss = (functional.softplus(logits).sum(dim=1) - agreed) * labelled
-    return batch_mean(loss.sum(), labelled.sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 import torch.distributed
 from torch import Tensor
 
@@ -84,6 +85,27 @@ def batch_mean(total: Tensor, count: Tensor) -> Tensor:
     count = count.detach().clone()
     torch.distributed.all_reduce(count)
     return total * torch.distributed.get_world_size() / count.clamp(min=1)
+
+
+def rows_of_all_ranks(values: Tensor) -> tuple[Tensor, int]:
+    """Return the (B, ...) values of all ranks' rows, and where this rank's begin.
+
+    No gradient flows through them. Every rank must call it, in the same order.
+    """
+    values = values.detach()
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return values, 0
+    size, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+    here = torch.tensor([len(values)], device=values.device)
+    sizes = [torch.empty_like(here) for _ in range(size)]
+    torch.distributed.all_gather(sizes, here)
+    counts = [int(count) for count in sizes]
+    padded = values.new_zeros((max(counts), *values.shape[1:]))
+    padded[: len(values)] = values
+    parts = [torch.empty_like(padded) for _ in range(size)]
+    torch.distributed.all_gather(parts, padded)
+    found = [part[:count] for part, count in zip(parts, counts, strict=True)]
+    return torch.cat(found), sum(counts[:rank])
 
 
 def labelled_mean(values: Tensor, soft: SoftLabelBatch) -> Tensor:

@@ -23,6 +23,7 @@ from pipeline.report.markup import (
 )
 from pipeline.report.plots import accuracy_by_vertical
 from pipeline.report.sections import Run, figure, folded, legend, note, runs_by_role, section, tile
+from storage_schemas.printable import counted
 
 CHART_VERTICALS = 100
 
@@ -62,10 +63,10 @@ def headline(evaluation: Mapping[str, Any], bytes_per_label: float | None) -> Ma
         ratio = f", {sum(known) / own:.2g} times as many" if own else ""
         missing = len(specialists) - len(known)
         unknown = f" ({missing} of unknown size left out)" if missing else ""
-        detail = f"against {short(sum(known))} in {_plural(len(known), 'specialist')}{ratio}"
+        detail = f"against {short(sum(known))} in {counted(len(known), 'specialist')}{ratio}"
         detail += unknown
     tiles += [
-        tile("Classes", count(evaluation["classes"]), f"in {_plural(verticals, 'vertical')}"),
+        tile("Classes", count(evaluation["classes"]), f"in {counted(verticals, 'vertical')}"),
         tile("Parameters", short(own), detail),
         tile("Bytes a label", decimal(bytes_per_label), "in the train stores, all included"),
     ]
@@ -85,10 +86,6 @@ def headline(evaluation: Mapping[str, Any], bytes_per_label: float | None) -> Ma
             note(basis, sampling),
         ]
     )
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def specialist_inside(specialists: Mapping[str, Any], vertical: str) -> float | None:

@@ -82,8 +82,8 @@ def _header(project: Project, evaluation: Mapping[str, Any], written: datetime) 
     specialists = len(evaluation["specialists"])
     objective = runs_by_role(evaluation)["student"]["objective"]
     signal = f"the stored soft labels of {specialists:,} specialist{'s' * (specialists != 1)}"
-    if objective == "hard_labels":
-        signal = "hard labels"
+    if objective in ("hard_labels", "multi_label"):
+        signal = "hard labels" if objective == "hard_labels" else "hard labels and their parents"
     said = f"One network for {count(evaluation['classes'])} classes, trained on {signal}."
     return element(
         "header",

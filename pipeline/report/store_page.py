@@ -31,6 +31,7 @@ from pipeline.report.plots import histogram
 from pipeline.report.samples import class_name, read_images
 from pipeline.report.sections import folded, note, section, tile
 from pipeline.store import StoreSummary
+from storage_schemas.printable import counted
 
 CLASS_BINS = 64
 
@@ -62,7 +63,7 @@ def write_store_page(
 def store_page(summary: StoreSummary, images: Mapping[str, Markup], written: datetime) -> str:
     """Return the page; equal input gives equal bytes."""
     lead = (
-        f"{count(summary.labels)} soft labels in {count(summary.num_views)} views, the top "
+        f"{count(summary.labels)} soft labels in {counted(summary.num_views, 'view')}, the top "
         f"{summary.k} of {count(summary.num_classes)} classes, {summary.split} split."
     )
     body = joined(
@@ -97,9 +98,9 @@ def _headline(summary: StoreSummary) -> Markup:
     bound = summary.ids_bound_bytes + summary.gaps_bound_bytes
     kept = summary.ids_bytes + summary.gaps_bytes
     agreement = 100 * summary.agreement if summary.agreement is not None else None
-    state = "sound" if summary.is_healthy else f"{len(summary.problems)} problems"
+    state = "sound" if summary.is_healthy else counted(len(summary.problems), "problem")
     tiles = [
-        tile("Labels", short(summary.labels), f"in {count(summary.shards_committed)} shards"),
+        tile("Labels", short(summary.labels), f"in {counted(summary.shards_committed, 'shard')}"),
         tile(
             "Agreement",
             percent(agreement),

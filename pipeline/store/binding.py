@@ -12,7 +12,7 @@ from pipeline.config import Project, TeacherConfig
 from pipeline.data.class_lists import label_map_of
 from pipeline.data.routing import split_labels, split_recipe
 from storage_schemas.block_features import BlockFeatureSchema
-from storage_schemas.fingerprint import file_digest
+from storage_schemas.fingerprint import known_file_digest
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import Manifest
 from storage_schemas.soft_label_schema import SoftLabelSchema, class_problems, dict_problems
@@ -80,7 +80,7 @@ def _made_for_another(
         "routing": config.routing,
     }
     if config.weights is not None and config.weights.is_file():
-        teacher["weights"] = file_digest(config.weights)
+        teacher["weights"] = known_file_digest(config.weights)
     said = {name: found.fingerprint_parts.get(name, teacher[name]) for name in teacher}
     problems += dict_problems("teacher", teacher, said)
     if not manifest.has_prefix(found.manifest_chain, found.manifest_rows):

@@ -11,20 +11,18 @@ on with it, after a kill or after more images were added, uses the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
-from pipeline.locations import is_local, location, storage_errors
+from pipeline.locations import is_local, location
+from pipeline.store.fitted_constants import Fitted, altered_constant, read_constant
 from pipeline.store.growth import grow_store
-from pipeline.store.layout import array_place
 from pipeline.store.opening import create_store, read_stored
-from pipeline.store.row_reader import RowReader, Rows
-from pipeline.store.shards import DECODING_ERRORS, Array, ShardFiles
+from pipeline.store.row_reader import RowReader, Rows, ShardCache
+from pipeline.store.shards import Array, ShardFiles
 from storage_schemas.block_features import (
     RANGE,
     BlockFeatureSchema,
@@ -33,11 +31,9 @@ from storage_schemas.block_features import (
     encode,
     fitted_digest,
 )
-from storage_schemas.errors import CorruptLabelError, SchemaMismatchError, StoreError
+from storage_schemas.errors import SchemaMismatchError
 
 DEFAULT_CACHE_BYTES = 256 * 2**20
-
-Fitted = Mapping[str, npt.NDArray[np.float64]]
 
 
 class BlockFeatureStore:
@@ -46,25 +42,23 @@ class BlockFeatureStore:
     Args:
         path: Directory of the store.
         schema: What its attributes say.
-        cache_bytes: Memory for shards that `fetch` has decompressed.
+        cache: Where shards that `fetch` has decompressed are kept.
     """
 
-    def __init__(
-        self, path: Path, schema: BlockFeatureSchema, cache_bytes: int = DEFAULT_CACHE_BYTES
-    ) -> None:
+    def __init__(self, path: Path, schema: BlockFeatureSchema, cache: ShardCache) -> None:
         self.path = path
-        self._cache_bytes = cache_bytes
+        self._cache = cache
         self._fitted: dict[str, npt.NDArray[np.float64]] = {}
         self._use(schema)
 
     def _use(self, schema: BlockFeatureSchema) -> None:
         self.schema = schema
         self._files = ShardFiles(self.path, schema)
-        self._rows = RowReader(self._files, self._cache_bytes)
+        self._rows = RowReader(self._files, self._cache)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Carry the description only; the arrays are opened where it arrives."""
-        return type(self), (self.path, self.schema, self._cache_bytes)
+        return type(self), (self.path, self.schema, self._cache)
 
     def __repr__(self) -> str:
         return f"BlockFeatureStore({str(self.path)!r}, teacher={self.schema.teacher!r})"
@@ -85,10 +79,10 @@ class BlockFeatureStore:
 
     def _constant(self, place: str) -> npt.NDArray[np.float64]:
         if place not in self._fitted:
-            values = _read_constant(self.path, place)
+            values = read_constant(self.path, place)
             wanted, got = self.schema.fitted_arrays[place].digest, fitted_digest(values)
             if got != wanted:
-                raise _altered(self.path, place, f"sha256 must be {wanted}, got {got}")
+                raise altered_constant(self.path, place, f"sha256 must be {wanted}, got {got}")
             self._fitted[place] = values
         return self._fitted[place]
 
@@ -204,7 +198,7 @@ class BlockFeatureStore:
     def fetch(self, rows: Rows, views: Rows) -> dict[str, DecodedFeatures]:
         """Return the features of (B,) rows and (B,) views by array.
 
-        Shards are read once and kept in memory up to `cache_bytes`.
+        Shards are read once and kept in memory as far as the cache has room.
 
         Raises:
             MissingLabelError: If one of them has not been written; names row and view.
@@ -218,53 +212,8 @@ class BlockFeatureStore:
         }
 
 
-def _read_constant(path: Path, place: str) -> npt.NDArray[np.float64]:
-    try:
-        found = zarr.open_array(array_place(path / place), mode="r", zarr_format=3)
-        return np.asarray(found[...], np.float64)
-    except storage_errors() as error:
-        raise StoreError(f"{path}: array {place} cannot be read: {error}") from error
-    except DECODING_ERRORS as error:
-        raise _altered(path, place, str(error)) from error
-
-
-def _altered(path: Path, place: str, why: str) -> CorruptLabelError:
-    return CorruptLabelError(
-        f"{path}: array {place}, fitted before the first shard, is damaged: {why}; all "
-        "features rest on it: delete the store and run `concentrate label`"
-    )
-
-
-def stored_constants(path: Path, names: Sequence[str]) -> dict[str, Fitted]:
-    """Return the constants that lie in a store whose own metadata may be lost.
-
-    Nothing but the checksum of their chunks says that they are whole.
-
-    Args:
-        path: Directory of the store.
-        names: Of its arrays.
-
-    Raises:
-        CorruptLabelError: If one does not decode.
-        StoreError: If one cannot be read.
-    """
-    folders = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
-    return {
-        name: {
-            constant: _read_constant(path, f"{constant}/{name}")
-            for constant in folders
-            if (path / constant / name / "zarr.json").exists()
-        }
-        for name in names
-    }
-
-
 def create_block_features(
-    path: Path,
-    schema: BlockFeatureSchema,
-    fitted: Fitted | None = None,
-    *,
-    cache_bytes: int = DEFAULT_CACHE_BYTES,
+    path: Path, schema: BlockFeatureSchema, fitted: Fitted | None = None
 ) -> BlockFeatureStore:
     """Create an empty store with its constants, never seen half made.
 
@@ -272,7 +221,6 @@ def create_block_features(
         path: Where it goes, e.g. features/<teacher>/<fingerprint>.zarr.
         schema: What it says of itself. Library versions and the time are filled in when empty.
         fitted: The constants, by their place in the store (see `BlockFeatureSchema.fitted_arrays`).
-        cache_bytes: Memory for shards that `fetch` has decompressed.
 
     Raises:
         SchemaMismatchError: If it would be larger than readers take on; lists every limit.
@@ -284,21 +232,23 @@ def create_block_features(
     wanted = {place: one.digest for place, one in schema.fitted_arrays.items()}
     if digests != wanted:
         raise ValueError(f"constants must be {wanted}, got {digests}")
-    return BlockFeatureStore(*create_store(path, schema, fitted), cache_bytes)
+    made = create_store(path, schema, fitted)
+    return BlockFeatureStore(*made, ShardCache(DEFAULT_CACHE_BYTES))
 
 
 def open_block_features(
     path: Path,
     *,
     expected: BlockFeatureSchema | None = None,
-    cache_bytes: int = DEFAULT_CACHE_BYTES,
+    cache: ShardCache | None = None,
 ) -> BlockFeatureStore:
     """Open a store, or say everything that keeps it from being the one that is expected.
 
     Args:
         path: Directory of the store.
         expected: What it must say of itself (see `BlockFeatureSchema.validate`).
-        cache_bytes: Memory for shards that `fetch` has decompressed.
+        cache: Where shards that `fetch` has decompressed are kept, maybe with those of other
+            stores; None: 256 MiB of its own.
 
     Raises:
         StoreError: If there is no store.
@@ -312,4 +262,4 @@ def open_block_features(
         problems += expected.validate(schema)
     if problems:
         raise SchemaMismatchError(str(path), problems)
-    return BlockFeatureStore(path, schema, cache_bytes)
+    return BlockFeatureStore(path, schema, cache or ShardCache(DEFAULT_CACHE_BYTES))

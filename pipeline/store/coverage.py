@@ -12,7 +12,7 @@ some of its rows were retired has fewer; there, and only there, the shard is rea
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,24 +34,42 @@ def labelled_views(store: Store, rows: Rows, retired: Rows) -> npt.NDArray[np.bo
     Args:
         store: May be shorter than the manifest.
         rows: (n,) ascending rows that its teacher labels.
-        retired: Rows that it would label if they were still in use.
+        retired: Ascending rows that it would label if they were still in use.
+    """
+    found = np.zeros((store.schema.num_views, len(rows)), np.bool_)
+    for view, _, here, labelled in _shard_coverage(store, rows, retired):
+        found[view, here] = labelled
+    return found
+
+
+def _shard_coverage(
+    store: Store, rows: Rows, retired: Rows
+) -> Iterator[tuple[int, int, slice, npt.NDArray[np.bool_]]]:
+    """Yield view, shard, where its rows are in `rows`, and which of them are labelled.
+
+    Shards that hold none of the rows are left out. Beside the rows it takes the memory of one
+    shard, whatever the size of the store.
     """
     schema = store.schema
     size, shards = schema.shard_rows, schema.num_shards
-    found = np.zeros((schema.num_views, len(rows)), np.bool_)
-    known = np.concatenate([rows, retired])
-    known_counts = np.bincount(known[known < schema.num_rows] // size, minlength=shards)
     counts = store.commits[:, :, 0]
-    inside = rows[rows < schema.num_rows]
-    for shard in np.unique(inside // size).tolist():
-        low, high = np.searchsorted(inside, [shard * size, (shard + 1) * size])
-        for view in np.flatnonzero(counts[:, shard]).tolist():
-            found[view, low:high] = (
-                True
-                if counts[view, shard] >= known_counts[shard]
-                else _labelled(store, view, shard, inside[low:high] - shard * size)
-            )
-    return found
+    last = int(rows[-1]) // size + 1 if len(rows) else 0
+    edges = np.searchsorted(rows, np.arange(last + 1) * size)
+    # Rows past the end of the store are in no shard that it has.
+    ends = np.minimum(np.arange(shards + 1) * size, schema.num_rows)
+    known = np.diff(np.searchsorted(rows, ends)) + np.diff(np.searchsorted(retired, ends))
+    for shard in np.flatnonzero(np.diff(edges)).tolist():
+        low, high = edges[shard : shard + 2].tolist()
+        inside = rows[low:high][rows[low:high] < schema.num_rows]
+        for view in range(schema.num_views):
+            labelled = np.zeros(high - low, np.bool_)
+            if shard < shards and counts[view, shard]:
+                labelled[: len(inside)] = (
+                    True
+                    if counts[view, shard] >= known[shard]
+                    else _labelled(store, view, shard, inside - shard * size)
+                )
+            yield view, shard, slice(low, high), labelled
 
 
 def _labelled(store: Store, view: int, shard: int, places: Rows) -> npt.NDArray[np.bool_]:
@@ -85,9 +103,13 @@ def missing_labels(store: Store, rows: Rows, retired: Rows) -> list[tuple[int, i
     Args:
         store: May be shorter than the manifest.
         rows: Ascending rows that its teacher labels.
-        retired: Rows that it would label if they were still in use.
+        retired: Ascending rows that it would label if they were still in use.
     """
-    return shards_without(labelled_views(store, rows, retired), rows, store.schema.shard_rows)
+    return sorted(
+        (view, shard)
+        for view, shard, _, labelled in _shard_coverage(store, rows, retired)
+        if not labelled.all()
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

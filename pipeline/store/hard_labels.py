@@ -67,6 +67,8 @@ def hard_labels_of(store: SoftLabelStore) -> HardLabels | str:
         label_map = schema.resolve(space)
     except ConcentrateError as error:
         return str(error)
+    if space.parents:
+        return "classes have is-a parents: a sound teacher's most probable class is an inner one"
     if schema.manifest_rows and (schema.manifest_chain, schema.manifest_rows) not in (
         columns.prefixes
     ):

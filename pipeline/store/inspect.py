@@ -10,7 +10,9 @@ distances. The crc32c of `gaps` is checked for shards that are read whole, and b
 
 from __future__ import annotations
 
+import itertools
 import math
+import operator
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from pipeline.store.label_sample import (
     largest_entropy,
 )
 from pipeline.store.opening import open_soft_labels
+from pipeline.store.records import written_places
 from pipeline.store.reduction import Progress, grouped, reduce_groups
 from pipeline.store.shard_figures import (
     Place,
@@ -91,14 +94,16 @@ def inspect_store(
 
 
 def _places(store: SoftLabelStore, sampled_labels: int | None) -> Iterator[Place]:
+    """Yield every shard of which something was written."""
     schema = store.schema
     records = store.commits
     rows = records[:, :, 0]
     labels = int(rows.sum(dtype=np.int64))
     share = 1.0 if sampled_labels is None else min(sampled_labels / max(labels, 1), 1.0)
-    for view in range(schema.num_views):
+    written = written_places(store.path, schema)
+    for view, places in itertools.groupby(written, key=operator.itemgetter(0)):
         chosen = _sampled_chunks(schema, view, rows[view] > 0, share)
-        for shard in range(schema.num_shards):
+        for _, shard in places:
             size = len(store.shard_span(shard))
             count, ids_crc, gaps_crc = records[view, shard].tolist()
             yield Place(

@@ -3,9 +3,11 @@
 In: the locks of a folder on a local disk. Left out: that of a prefix of a bucket, which has no
 kernel (pipeline/object_lock.py). Here the kernel holds a lock (flock) and drops it with the
 process, however that ends; the files beside the store only say whose it is. Whoever drives the
-labelling of a store holds its writer lock, and hands shards to its tasks: tasks take no lock of
-their own. A process that reads a store shares its reader lock, which keeps nobody from writing;
-only `concentrate gc` asks for both alone. In a bucket readers hold nothing.
+labelling of a store holds its writer lock, and hands shards to its tasks, which may run in other
+processes: they take no lock of their own, but check before each shard that the lock is still held
+under the token that they were given. A process that reads a store shares its reader lock, which
+keeps nobody from writing; only `concentrate gc` asks for both alone. In a bucket readers hold
+nothing.
 """
 
 from __future__ import annotations
@@ -15,14 +17,22 @@ import json
 import os
 import socket
 import time
+import uuid
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from pipeline.durable_files import not_written
 from pipeline.locations import is_local
-from pipeline.object_lock import object_lock, object_owner, owner_sentence, refusal
+from pipeline.object_lock import (
+    object_lock,
+    object_owner,
+    object_token,
+    owner_sentence,
+    refusal,
+)
 from storage_schemas.errors import StoreError
 
 
@@ -61,7 +71,12 @@ def writer_lock(store: Path) -> Iterator[Callable[[], None]]:
     except OSError as error:
         raise not_written(store, store.parent, error) from error
     try:
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        owner = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since": time.time(),
+            "token": uuid.uuid4().hex,
+        }
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(owner).encode(), 0)
@@ -70,6 +85,48 @@ def writer_lock(store: Path) -> Iterator[Callable[[], None]]:
         yield lambda: None
     finally:
         os.close(descriptor)
+
+
+def lock_token(store: Path) -> str | None:
+    """Return the token of the writer lock that is held at this moment; None when none is held.
+
+    Whoever holds it reads its own, and gives it to the tasks that write on its behalf.
+    """
+    path = lock_path(store)
+    if not is_local(store):
+        return object_token(path)
+    try:
+        # Shared: NFS takes an exclusive lock only on a file that is open for writing.
+        os.close(_locked(path, fcntl.LOCK_SH | fcntl.LOCK_NB, os.O_RDONLY))
+    except BlockingIOError:
+        return _document(path).get("token")
+    except OSError:
+        return None
+    return None
+
+
+def delegated_lock(store: Path, token: str | None) -> Callable[[], None]:
+    """Return the check of a task that writes shards while another process holds the lock.
+
+    Args:
+        store: The store.
+        token: That of the lock under which the task was handed its shards.
+
+    Returns:
+        Call it before each shard. It raises `StoreError` once that lock is not held any more: the
+        holder has ended, or lost it to another writer.
+    """
+
+    def check() -> None:
+        if token is None or lock_token(store) != token:
+            raise StoreError(
+                f"{store}: the run that handed out this shard does not hold the store's lock any "
+                "more, so the shard was not written; run the command again. If that run still "
+                "works, its workers do not see its locks: they need a file system that shares "
+                "flock between machines, or a bucket"
+            )
+
+    return check
 
 
 def share_reader_lock(reader: object, store: Path) -> weakref.finalize[..., object] | None:
@@ -172,8 +229,12 @@ def _busy(path: Path) -> str:
 
 
 def _owner(path: Path) -> str:
+    return owner_sentence(_document(path))
+
+
+def _document(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):
         found = None
-    return owner_sentence(found if isinstance(found, dict) else {})
+    return found if isinstance(found, dict) else {}

@@ -32,6 +32,7 @@ from pipeline.store.documents import (
     write_attributes,
 )
 from pipeline.store.layout import array_names, create_arrays, group_names, limit_problems
+from pipeline.store.row_reader import ShardCache
 from pipeline.store.soft_label_store import DEFAULT_CACHE_BYTES, SoftLabelStore
 from pipeline.workspace import inside
 from storage_schemas.block_features import BlockFeatureSchema
@@ -53,22 +54,19 @@ def stamped(schema: Schema) -> Schema:
     return schema.model_copy(update=filled)
 
 
-def create_soft_labels(
-    path: Path, schema: SoftLabelSchema, *, cache_bytes: int = DEFAULT_CACHE_BYTES
-) -> SoftLabelStore:
+def create_soft_labels(path: Path, schema: SoftLabelSchema) -> SoftLabelStore:
     """Create an empty store of soft labels (see `create_store`).
 
     Args:
         path: Where it goes, e.g. labels/<teacher>/<fingerprint>.zarr.
         schema: What it says of itself. Library versions and the time are filled in when empty.
-        cache_bytes: Memory for shards that `read` and `fetch` have decompressed.
 
     Raises:
         SchemaMismatchError: If it would be larger than readers take on; lists every limit.
         StoreError: If something is there already, or the place cannot be written.
     """
     path, schema = create_store(path, schema)
-    return SoftLabelStore(path, schema, schema.label_map, cache_bytes)
+    return SoftLabelStore(path, schema, schema.label_map, ShardCache(DEFAULT_CACHE_BYTES))
 
 
 def create_store(path: Path, schema: Schema, fitted: Fitted | None = None) -> tuple[Path, Schema]:
@@ -212,7 +210,7 @@ def open_soft_labels(
     *,
     space: LabelSpace | None = None,
     expected: SoftLabelSchema | None = None,
-    cache_bytes: int = DEFAULT_CACHE_BYTES,
+    cache: ShardCache | None = None,
 ) -> SoftLabelStore:
     """Open a store, or say everything that keeps it from being the one that is expected.
 
@@ -221,7 +219,8 @@ def open_soft_labels(
         space: The label space into which classes are resolved by name; without it, global ids
             are those of the time when the store was made.
         expected: What the store must say of itself (see `SoftLabelSchema.validate`).
-        cache_bytes: Memory for shards that `read` and `fetch` have decompressed.
+        cache: Where shards that `read` and `fetch` have decompressed are kept, maybe with those
+            of other stores; one of its own of 256 MB when None.
 
     Raises:
         StoreError: If there is no store.
@@ -237,4 +236,4 @@ def open_soft_labels(
     if problems:
         raise SchemaMismatchError(str(path), problems)
     label_map = schema.label_map if space is None else schema.resolve(space)
-    return SoftLabelStore(path, schema, label_map, cache_bytes)
+    return SoftLabelStore(path, schema, label_map, cache or ShardCache(DEFAULT_CACHE_BYTES))

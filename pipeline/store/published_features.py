@@ -13,7 +13,7 @@ from pipeline.config import Project, TeacherConfig
 from pipeline.store.binding import feature_differences
 from pipeline.store.block_feature_store import BlockFeatureStore, open_block_features
 from pipeline.store.lock import writer_lock
-from pipeline.store.row_reader import Rows
+from pipeline.store.row_reader import Rows, ShardCache
 from pipeline.store.verify import Depth, take_out_of_use, verify_store
 from pipeline.workspace import Workspace, read_record
 from storage_schemas.errors import MissingLabelError, SchemaMismatchError, StoreError
@@ -59,7 +59,7 @@ def published_features_path(workspace: Workspace, teacher: str) -> Path | None:
 
 
 def open_published_features(
-    project: Project, config: TeacherConfig, manifest: Manifest, cache_bytes: int
+    project: Project, config: TeacherConfig, manifest: Manifest, cache: ShardCache
 ) -> BlockFeatureStore:
     """Open the current features of one teacher's training rows.
 
@@ -67,7 +67,7 @@ def open_published_features(
         project: Its recipe is what they must have.
         config: The teacher.
         manifest: All rows.
-        cache_bytes: Memory for features, shared by all teachers that have some.
+        cache: Where their shards are kept, with those of all teachers.
 
     Raises:
         MissingLabelError: If none are published.
@@ -78,8 +78,7 @@ def open_published_features(
         raise MissingLabelError(
             f"no block features of {config.name} are published; run `concentrate label`"
         )
-    owners = sum(bool(teacher.features) for teacher in project.teachers)
-    store = open_block_features(path, cache_bytes=cache_bytes // owners)
+    store = open_block_features(path, cache=cache)
     problems = feature_differences(project, config, manifest, TRAIN, store.schema)
     if problems:
         raise SchemaMismatchError(str(path), problems)

@@ -1,7 +1,7 @@
 """Rows of any shards and views, with the shards in use held in memory.
 
-In: `RowReader`, a cache of stored shards and the gather over it. Left out: decoding
-(storage_schemas) and the order of rows (pipeline.data.epoch_order).
+In: `ShardCache`, stored shards in memory, and `RowReader`, the gather over them. Left out:
+decoding (storage_schemas) and the order of rows (pipeline.data.epoch_order).
 
 Values stay as stored in memory: a label takes 48 bytes at K = 16.
 """
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,19 +22,68 @@ from storage_schemas.errors import MissingLabelError, StoreError
 Rows = npt.NDArray[np.int64]
 
 
+Entry = tuple[int, tuple[Array, ...]]
+"""First row, and the values of each array, of a shard's written span."""
+
+
+class ShardCache:
+    """Decompressed shards of one or more stores, those used last.
+
+    Stores that are read together share one: a window of an epoch holds rows of a few teachers of
+    a hundred, and these need all of the memory.
+
+    Args:
+        size_bytes: Memory for shards; the one in use is always kept.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size_bytes = size_bytes
+        self._used = 0
+        self._entries: OrderedDict[tuple[Path, int, int], Entry] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Carry the size only; it is empty where it arrives."""
+        return type(self), (self._size_bytes,)
+
+    def get(self, place: tuple[Path, int, int]) -> Entry | None:
+        """Return a shard, or None when it is not in memory."""
+        with self._lock:
+            if place in self._entries:
+                self._entries.move_to_end(place)
+            return self._entries.get(place)
+
+    def put(self, place: tuple[Path, int, int], entry: Entry) -> None:
+        """Keep a shard, and drop those that were not used for longest."""
+        self.drop(place)
+        with self._lock:
+            self._entries[place] = entry
+            self._used += _entry_bytes(entry)
+            while self._used > self._size_bytes and len(self._entries) > 1:
+                self._used -= _entry_bytes(self._entries.popitem(last=False)[1])
+
+    def drop(self, place: tuple[Path, int, int]) -> None:
+        """Drop a shard."""
+        with self._lock:
+            entry = self._entries.pop(place, None)
+            self._used -= _entry_bytes(entry) if entry is not None else 0
+
+
+def _entry_bytes(entry: Entry) -> int:
+    return sum(values.nbytes for values in entry[1])
+
+
 class RowReader:
     """Gathers stored rows.
 
     Args:
         files: Of the store.
-        cache_bytes: Memory for decompressed shards; the one in use is always kept.
+        cache: Where its shards are kept.
     """
 
-    def __init__(self, files: ShardFiles, cache_bytes: int) -> None:
+    def __init__(self, files: ShardFiles, cache: ShardCache) -> None:
         self._files = files
-        self._cache_bytes = cache_bytes
-        self._cached: OrderedDict[tuple[int, int], tuple[int, tuple[Array, ...]]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._cache = cache
         self._held: tuple[Rows, tuple[Array, ...]] | None = None
         self._holds_all = True
 
@@ -54,13 +105,16 @@ class RowReader:
         """
         schema = self._files.schema
         held = self._empty(schema.num_views, len(rows))
-        shards = rows // schema.shard_rows
+        edges = np.searchsorted(rows, np.arange(schema.num_shards + 1) * schema.shard_rows)
         for view in range(schema.num_views):
             wanted = np.ones(len(rows), np.bool_) if views is None else views[:, view]
-            for shard in np.unique(shards[wanted]):
-                where = np.flatnonzero((shards == shard) & wanted)
-                inside = rows[where] - int(shard) * schema.shard_rows
-                for values, found in zip(held, self._files.read(view, int(shard)), strict=True):
+            for shard in np.flatnonzero(np.diff(edges)).tolist():
+                low, high = edges[shard : shard + 2].tolist()
+                where = low + np.flatnonzero(wanted[low:high])
+                if not len(where):
+                    continue
+                inside = rows[where] - shard * schema.shard_rows
+                for values, found in zip(held, self._files.read(view, shard), strict=True):
                     values[view, where] = found[inside]
             self._refuse_absent(held[0][view, wanted], rows[wanted], np.full(wanted.sum(), view))
         self._held = (rows, held)
@@ -68,17 +122,15 @@ class RowReader:
 
     def forget(self, view: int, shard: int) -> None:
         """Drop one shard from memory, since it was written."""
-        with self._lock:
-            self._cached.pop((view, shard), None)
-            self._held = None
+        self._cache.drop((self._files.path, view, shard))
+        self._held = None
 
-    def _shard(self, view: int, shard: int) -> tuple[int, tuple[Array, ...]]:
-        """Return (first row, values) of a shard's written span, from memory when it can."""
-        with self._lock:
-            entry = self._cached.get((view, shard))
-            if entry is not None:
-                self._cached.move_to_end((view, shard))
-                return entry
+    def _shard(self, view: int, shard: int) -> Entry:
+        """Return a shard's written span, from memory when it can."""
+        place = (self._files.path, view, shard)
+        cached = self._cache.get(place)
+        if cached is not None:
+            return cached
         found = self._files.read(view, shard)
         # A specialist's rows are contiguous: the rest of the shard is fill, and is not kept.
         schema = self._files.schema
@@ -86,18 +138,13 @@ class RowReader:
         low, high = int(written[0]), int(written[-1]) + 1
         kept = tuple(values[low:high].copy() for values in found)
         entry = (shard * schema.shard_rows + low, kept)
-        with self._lock:
-            self._cached[view, shard] = entry
-            used = sum(_bytes(values) for _, values in self._cached.values())
-            while used > self._cache_bytes and len(self._cached) > 1:
-                _, (_, old) = self._cached.popitem(last=False)
-                used -= _bytes(old)
+        self._cache.put(place, entry)
         return entry
 
     def fetch(self, rows: Rows, views: Rows) -> tuple[Array, ...]:
         """Return the stored values of (B,) rows and (B,) views: (B, *cell) of each array.
 
-        Shards are read once and kept in memory up to `cache_bytes`.
+        Shards are read once and kept in memory as far as the cache has room.
 
         Raises:
             MissingLabelError: If one of them has not been written; names row and view.
@@ -149,7 +196,3 @@ class RowReader:
                 f"{rows[bad[:5]].tolist()}, views {views[bad[:5]].tolist()}; run "
                 f"`concentrate label --teacher {schema.teacher}`"
             )
-
-
-def _bytes(values: tuple[Array, ...]) -> int:
-    return sum(one.nbytes for one in values)

@@ -103,13 +103,17 @@ def _index_bytes(form: ShardForm) -> int:
     return form.chunks * _ENTRY_BYTES + _CRC_BYTES
 
 
+def largest_bytes(form: ShardForm) -> int:
+    """Return how large a shard file may be: no codec doubles what it compresses."""
+    return 2 * form.chunks * (form.chunk_bytes + 1024) + _index_bytes(form)
+
+
 def _size_problem(size: int, form: ShardForm) -> str | None:
     index = _index_bytes(form)
     if size < index:
         return f"is cut short: {size} bytes, and its index alone takes {index}"
-    largest = 2 * form.chunks * (form.chunk_bytes + 1024)  # no codec doubles what it compresses
-    if size - index > largest:
-        return f"must be at most {largest + index} bytes, got {size}"
+    if size > largest_bytes(form):
+        return f"must be at most {largest_bytes(form)} bytes, got {size}"
     return None
 
 

@@ -11,6 +11,7 @@ import gzip
 import os
 import zlib
 from collections.abc import Callable
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,9 @@ from pipeline.store.layout import (
     stored_array,
 )
 from pipeline.store.lock import share_reader_lock
+from pipeline.store.records import holds_plain_records, read_records, written_places
 from pipeline.store.shard_bytes import decode_shard_bytes, is_plain
-from pipeline.store.shard_index import ShardForm, shard_form, shard_problem
+from pipeline.store.shard_index import ShardForm, largest_bytes, shard_form, shard_problem
 from pipeline.workspace import inside
 from storage_schemas.errors import CorruptLabelError, MissingLabelError, StoreError
 from storage_schemas.stored_array import StoreSchema
@@ -61,6 +63,7 @@ class ShardFiles:
         self.schema = schema
         self._arrays: dict[str, zarr.Array[Any]] = {}
         self._forms: dict[str, ShardForm] = {}
+        self._plain_records: bool | None = None
         self._pid = os.getpid()
         self._reading: Callable[[], object] | None = None
 
@@ -88,12 +91,15 @@ class ShardFiles:
         self, name: str, view: int, shard: int, *, heads: bool = True
     ) -> str | None:
         """Return what is wrong with a shard file as a file (see `shard_index.shard_problem`)."""
+        file = shard_files(self.schema, self.path, view, shard)[name]
+        return shard_problem(file, self._form(name), heads=heads)
+
+    def _form(self, name: str) -> ShardForm:
         if name not in self._forms:
             document = read_document(self.path, name)
             itemsize = stored_array(self.schema, name).dtype.itemsize
             self._forms[name] = shard_form(document, itemsize)
-        file = shard_files(self.schema, self.path, view, shard)[name]
-        return shard_problem(file, self._forms[name], heads=heads)
+        return self._forms[name]
 
     def _check_place(self, view: int, shard: int) -> None:
         if not (0 <= view < self.schema.num_views and 0 <= shard < self.schema.num_shards):
@@ -109,19 +115,20 @@ class ShardFiles:
 
     def commits(self) -> npt.NDArray[np.uint32]:
         """Return all commit records, (views, shards, fields); zero where one cannot be read."""
-        schema = self.schema
+        table = np.zeros(array_shape(self.schema, COMMITS), np.uint32)
         try:
-            return np.asarray(self._array(COMMITS)[:, : schema.num_shards, :])
-        except OSError as error:  # not the same as damaged: it must not be labelled again
+            plain = self._has_plain_records()
+            places = written_places(self.path, self.schema, [COMMITS])
+            fields = table.shape[2]
+            records = (
+                read_records(self.path, places, fields) if plain else zip(places, repeat(None))
+            )
+            for place, record in records:
+                with contextlib.suppress(*DECODING_ERRORS):
+                    table[place] = record or self._array(COMMITS)[place]
+        except storage_errors() as error:  # not the same as damaged: it must not be labelled again
             raise self._unreadable("array commits", error) from error
-        except DECODING_ERRORS:
-            table = np.zeros(array_shape(schema, COMMITS), np.uint32)
-            for view, shard in np.ndindex(schema.num_views, schema.num_shards):
-                try:
-                    table[view, shard] = self._array(COMMITS)[view, shard]
-                except DECODING_ERRORS:
-                    continue
-            return table
+        return table
 
     def commit(self, view: int, shard: int) -> tuple[int, ...]:
         """Return one commit record: written rows, and the crc32c of each array.
@@ -131,11 +138,23 @@ class ShardFiles:
         """
         self._check_place(view, shard)
         try:
+            if self._has_plain_records():
+                fields = 1 + len(self.schema.stored_arrays)
+                found = dict(read_records(self.path, [(view, shard)], fields))
+                record = found.get((view, shard), (0,) * fields)
+                if record is not None:
+                    return record
             return tuple(np.asarray(self._array(COMMITS)[view, shard]).tolist())
-        except OSError as error:
+        except storage_errors() as error:
             raise self._unreadable(f"array commits, view {view}, shard {shard}", error) from error
         except DECODING_ERRORS as error:
             raise self._corrupt(COMMITS, view, shard, str(error)) from error
+
+    def _has_plain_records(self) -> bool:
+        array = self._array(COMMITS)  # opened in any case: that shares the reader lock
+        if self._plain_records is None:
+            self._plain_records = holds_plain_records(array.metadata.to_dict())
+        return self._plain_records
 
     def write(self, view: int, shard: int, *values: Array) -> tuple[int, ...]:
         """Write and commit one whole shard: the last array first, so that the first comes last.
@@ -243,9 +262,10 @@ class ShardFiles:
             return None
         schema = self.schema
         try:
-            if self.structure_problem("ids", view, shard) is not None:
-                return None
-            content = read_whole(shard_file(self.path, "ids", view, shard))
+            file = shard_file(self.path, "ids", view, shard)
+            content = read_whole(file, largest=largest_bytes(self._form("ids")))
+        except ValueError:
+            return None
         except storage_errors():
             return None
         ids = stored_array(schema, "ids")

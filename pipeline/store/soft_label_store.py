@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from pipeline.locations import is_local
 from pipeline.store.growth import grow_store
-from pipeline.store.row_reader import RowReader, Rows
+from pipeline.store.row_reader import RowReader, Rows, ShardCache
 from pipeline.store.shards import Array, ShardFiles
 from storage_schemas.label_space import LabelMap
 from storage_schemas.soft_labels import DecodedLabels, SoftLabelSchema, decode
@@ -38,15 +38,15 @@ class SoftLabelStore:
         path: Directory of the store.
         schema: What its attributes say.
         label_map: Teacher-local ids to global ids.
-        cache_bytes: Memory for shards that `read` and `fetch` have decompressed.
+        cache: Where shards that `read` and `fetch` have decompressed are kept.
     """
 
     def __init__(
-        self, path: Path, schema: SoftLabelSchema, label_map: LabelMap, cache_bytes: int
+        self, path: Path, schema: SoftLabelSchema, label_map: LabelMap, cache: ShardCache
     ) -> None:
         self.path = path
         self.label_map = label_map
-        self._cache_bytes = cache_bytes
+        self._cache = cache
         # One more entry than classes, so that the local id -1 stays -1.
         self._global_ids = np.append(label_map.global_ids, -1)
         self._use(schema)
@@ -54,11 +54,11 @@ class SoftLabelStore:
     def _use(self, schema: SoftLabelSchema) -> None:
         self.schema = schema
         self._files = ShardFiles(self.path, schema)
-        self._rows = RowReader(self._files, self._cache_bytes)
+        self._rows = RowReader(self._files, self._cache)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Carry the description only; the arrays are opened where it arrives."""
-        return type(self), (self.path, self.schema, self.label_map, self._cache_bytes)
+        return type(self), (self.path, self.schema, self.label_map, self._cache)
 
     def __repr__(self) -> str:
         return f"SoftLabelStore({str(self.path)!r}, teacher={self.schema.teacher!r})"
@@ -84,21 +84,6 @@ class SoftLabelStore:
     def shard_span(self, shard: int) -> range:
         """Return the rows of a shard, cut at the number of rows."""
         return self._files.span(shard)
-
-    def missing_shards(self, expected_rows: npt.NDArray[np.integer[Any]]) -> list[tuple[int, int]]:
-        """Return the (view, shard) pairs whose record counts fewer labels than expected.
-
-        Counts cannot tell a row that was added from one that was retired; `coverage.py` can.
-
-        Args:
-            expected_rows: (shards,) how many rows of each shard the teacher labels.
-        """
-        if expected_rows.shape != (self.schema.num_shards,):
-            raise ValueError(
-                f"expected_rows must be {(self.schema.num_shards,)}, got {expected_rows.shape}"
-            )
-        short = (self.commits[:, :, 0] < expected_rows) & (expected_rows > 0)
-        return [(int(view), int(shard)) for view, shard in np.argwhere(short)]
 
     # --- writing ----------------------------------------------------------------------------
 
@@ -195,7 +180,7 @@ class SoftLabelStore:
     def fetch_quantised(self, rows: Rows, views: Rows) -> tuple[Array, Array]:
         """Return ids (B, K) and gaps (B, columns) as stored, of (B,) rows and (B,) views.
 
-        Shards are read once and kept in memory up to `cache_bytes`.
+        Shards are read once and kept in memory as far as the cache has room.
 
         Raises:
             MissingLabelError: If one of them has not been labelled; names row and view.

@@ -19,6 +19,7 @@ from pipeline.store.documents import SUBGROUP, document_bytes, document_file, re
 from pipeline.store.labelled_rows import row_problems
 from pipeline.store.layout import COMMITS, array_names, array_shape, group_names, shard_files
 from pipeline.store.opening import open_soft_labels
+from pipeline.store.records import written_places
 from pipeline.store.row_reader import Rows
 from pipeline.store.soft_label_store import SoftLabelStore
 from storage_schemas.errors import ConcentrateError
@@ -152,11 +153,16 @@ def damaged_shards(
         rows: See `verify_store`.
     """
     views, shards = store.schema.num_views, store.schema.num_shards
-    inside = np.zeros(0, np.int64) if rows is None else rows[rows < store.schema.num_rows]
-    expected = np.bincount(inside // store.schema.shard_rows, minlength=shards)
+    edges = np.minimum(np.arange(shards + 1) * store.schema.shard_rows, store.schema.num_rows)
+    expected = np.diff(np.searchsorted(np.zeros(0, np.int64) if rows is None else rows, edges))
+    # Of most shards of a large store nothing was written: a listing says so for all of them.
+    places = set(written_places(store.path, store.schema))
+    places.update(
+        (view, shard) for shard in np.flatnonzero(expected).tolist() for view in range(views)
+    )
     found = {
         (view, shard): shard_problems(store, view, shard, depth, int(expected[shard]))
-        for view, shard in np.ndindex(views, shards)
+        for view, shard in sorted(places)
     }
     return {place: problems for place, problems in found.items() if problems}
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
+import multiprocessing
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -37,20 +38,15 @@ from pipeline.data.view_reader import ViewReader
 from pipeline.models.builders import build_classifier, probe
 from pipeline.models.weights import load_weights
 from pipeline.numerics import draw_counts, nucleus, sparsify
-from pipeline.store import BlockFeatureStore, SoftLabelStore
+from pipeline.store import SoftLabelStore
+from pipeline.store.block_feature_store import BlockFeatureStore
 from pipeline.store.published import SPLIT_NAMES
-from pipeline.teachers.feature_stores import (
-    has_features,
-    missing_features,
-    open_feature_store,
-)
-from pipeline.teachers.features import (
-    FeatureRecorder,
-)
+from pipeline.teachers.feature_stores import missing_features, written_features
+from pipeline.teachers.features import FeatureRecorder
 from pipeline.teachers.spec import TeacherSpec
 from pipeline.teachers.stores import ShardWork
 from pipeline.training.fit import pick_device
-from storage_schemas.errors import StoreError, TeacherOutputError
+from storage_schemas.errors import TeacherOutputError
 from storage_schemas.label_draws import draw_uniforms
 from storage_schemas.manifest import Manifest
 from storage_schemas.soft_labels import SoftLabelSchema, encode, encode_counts
@@ -171,6 +167,7 @@ def label_shards(
     work: Sequence[ShardWork],
     *,
     report: LabelReport | None = None,
+    check: Callable[[], None] | None = None,
 ) -> LabelCounts:
     """Run the teacher over whole shards and commit each.
 
@@ -181,11 +178,20 @@ def label_shards(
         store: The teacher's store for the split its schema names.
         work: What is missing.
         report: Called with the number of labels after each batch.
+        check: Called before each shard is written; raises once the right to write is lost.
 
     Raises:
         TeacherOutputError: On NaN, Inf or a wrong shape; that shard is not written.
         StoreError: If the store cannot be written.
     """
+
+    def commit(
+        kept: SoftLabelStore | BlockFeatureStore, view: int, shard: int, *data: npt.NDArray[Any]
+    ) -> None:
+        if check is not None:
+            check()
+        kept.write_shard(view, shard, *data)
+
     device = pick_device(project.runtime.device)
     teacher = load_teacher(spec, device)
     split = SPLIT_NAMES.index(str(store.schema.split))
@@ -193,7 +199,7 @@ def label_shards(
     rows_of_teacher = routed_rows(manifest, split, spec.route)
     started = time.perf_counter()
     with ThreadPoolExecutor(max_workers=_WRITERS) as writer, ExitStack() as taps:
-        features = _features(project, spec, manifest, store) if work else None
+        features = written_features(project, spec, manifest, store.schema) if work else None
         recorder = None
         if features is not None:
             missing = missing_features(features, spec, manifest)
@@ -226,10 +232,10 @@ def label_shards(
                     next_row = int(rows[done]) if done < len(rows) else None
                     for view, shard, data in recorder.finished(next_row):
                         _wait_for_some(writes)
-                        writes.append(writer.submit(features.write_shard, view, shard, *data))
+                        writes.append(writer.submit(commit, features, view, shard, *data))
             _wait_for_some(writes)
             writes.extend(
-                writer.submit(store.write_shard, view, item.shard, ids[position], gaps[position])
+                writer.submit(commit, store, view, item.shard, ids[position], gaps[position])
                 for position, view in enumerate(item.views)
                 if view not in item.only_features
             )
@@ -240,20 +246,6 @@ def label_shards(
         labels=sum(item.labels for item in work),
         seconds=time.perf_counter() - started,
     )
-
-
-def _features(
-    project: Project, spec: TeacherSpec, manifest: Manifest, store: SoftLabelStore
-) -> BlockFeatureStore | None:
-    """Open the teacher's features, which are made before anything is run (feature_creation.py)."""
-    if not has_features(spec, manifest, SPLIT_NAMES.index(str(store.schema.split))):
-        return None
-    found = open_feature_store(project, spec, manifest, store.schema.shard_rows)
-    if found is None:
-        raise StoreError(
-            f"teacher {spec.name!r} has no store of features yet; see label_and_publish"
-        )
-    return found
 
 
 def _wait_for_some(writes: deque[Future[object]]) -> None:
@@ -306,6 +298,8 @@ def row_batches(
     size = spec.config.batch_size
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     workers = min(project.runtime.num_workers, len(batches))
+    if multiprocessing.current_process().daemon:
+        workers = 0  # a Dask worker may start no process: more of them decode, each for itself
     yield from DataLoader(
         _RowBatches(reader, views),
         batch_size=None,

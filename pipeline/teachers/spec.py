@@ -13,14 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from pipeline.config import Project, SpecialistConfig, TeacherConfig
 from pipeline.data.class_lists import label_map_of
 from pipeline.data.routing import Route, route
 from pipeline.locations import bucket_of, is_local
 from pipeline.workspace import Workspace, read_record
 from storage_schemas.errors import ConfigError
-from storage_schemas.fingerprint import file_digest, fingerprint
-from storage_schemas.label_space import LabelMap, LabelSpace
+from storage_schemas.fingerprint import file_digest, fingerprint, known_file_digest
+from storage_schemas.hierarchy import label_closure
+from storage_schemas.label_space import LabelMap, LabelSpace, canonical_digest
 from storage_schemas.manifest import Manifest
 
 
@@ -36,6 +40,8 @@ class TeacherSpec:
         training_parts: What its weights depend on, as JSON; empty when it comes with weights.
         folder: Where it is trained; None when it comes with weights.
         weights: The file of its weights, which may not exist yet.
+        closure: (C_t, A) the local classes that an image of each belongs to, padded with -1; None
+            where no class has parents.
     """
 
     config: TeacherConfig
@@ -45,6 +51,7 @@ class TeacherSpec:
     training_parts: Mapping[str, Any]
     folder: Path | None
     weights: Path
+    closure: npt.NDArray[np.int64] | None = None
 
     @property
     def name(self) -> str:
@@ -70,7 +77,7 @@ class TeacherSpec:
                 f"teachers.{self.name}.weights", [f"no file at {self.weights}; {remedy}"]
             )
         if is_local(self.weights):
-            return file_digest(self.weights)
+            return known_file_digest(self.weights)
         return _object_digest(self.weights, bucket_of(self.weights).info(str(self.weights))["ETag"])
 
     @property
@@ -91,6 +98,8 @@ def _training_parts(
     label_map: LabelMap,
     manifest: Manifest,
     recipe: Mapping[str, Any],
+    closure: npt.NDArray[np.int64] | None,
+    activation: str,
 ) -> dict[str, Any]:
     # Not the rows themselves: a specialist stays as it is when images are added, so that only they
     # are labelled. Another set of images altogether has another first append.
@@ -104,7 +113,16 @@ def _training_parts(
         ),
         "recipe": dict(recipe),
         "manifest": manifest.chains[0],
+        # Fingerprints of softmax specialists are older than the sigmoid ones.
+        **({} if activation == "softmax" else {"activation": activation}),
+        **({} if closure is None else {"parents": canonical_digest(closure.tolist())}),
     }
+
+
+def _local_closure(label_map: LabelMap, space: LabelSpace) -> npt.NDArray[np.int64]:
+    """Return the closure of a teacher's own classes in its local ids, without other classes."""
+    local = np.append(label_map.to_local(len(space)), -1)
+    return local[label_closure(space)[label_map.global_ids]]
 
 
 def resolve_teacher(
@@ -119,11 +137,13 @@ def resolve_teacher(
     label_map = label_map_of(config, space)
     training = config.training or project.specialists
     folder = None
+    closure = _local_closure(label_map, space) if space.parents else None
     weights = config.weights
     parts: dict[str, Any] = {}
     if weights is None:
         recipe = project.views.model_dump(mode="json")
-        parts = _training_parts(config, training, label_map, manifest, recipe)
+        activation = project.labels.activation
+        parts = _training_parts(config, training, label_map, manifest, recipe, closure, activation)
         folder = Workspace(project.workspace).specialist(config.name, fingerprint(parts))
         weights = folder / "weights.safetensors"
     return TeacherSpec(
@@ -134,6 +154,7 @@ def resolve_teacher(
         training_parts=parts,
         folder=folder,
         weights=weights,
+        closure=closure,
     )
 
 

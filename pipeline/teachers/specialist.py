@@ -1,5 +1,9 @@
 """Training a specialist that comes without weights, on its own rows and human labels.
 
+One whose labels are to be softmax probabilities learns by cross-entropy. One whose labels are to be
+sigmoid probabilities learns by binary cross-entropy on each image's class and its is-a ancestors,
+and starts from a small probability for every class.
+
 It uses the same `fit` as the student. Its views are drawn beyond the stored ones, so that it is
 not asked later to label the very pixels it was trained on.
 """
@@ -10,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.config import HardLabels, Project
+from pipeline.config import HardLabels, MultiLabel, Project
 from pipeline.data import open_source
 from pipeline.data.epoch_order import BatchOrder
 from pipeline.data.loader import BatchDataset
 from pipeline.data.view_reader import ViewReader
 from pipeline.models.builders import build_classifier, probe
+from pipeline.models.heads import start_rare
 from pipeline.models.weights import save_weights
 from pipeline.objectives import build_objective
 from pipeline.objectives.base import LabelContext, StudentOutput
@@ -74,12 +79,18 @@ def train_specialist(
         spec.config.input,
     )
     signals = StoredSignals(local[manifest.labels])
+    sigmoid = project.labels.activation == "sigmoid"
+    if sigmoid:
+        start_rare(network, len(spec.label_map))
     objective = build_objective(
-        HardLabels(name="hard_labels", label_smoothing=config.label_smoothing),
+        MultiLabel(name="multi_label")
+        if sigmoid
+        else HardLabels(name="hard_labels", label_smoothing=config.label_smoothing),
         LabelContext(
             num_classes=len(spec.label_map),
             vertical_of=torch.zeros(len(spec.label_map), dtype=torch.int64),
             supports=(),
+            closure=None if spec.closure is None else torch.from_numpy(spec.closure),
         ),
     )
     stage = Stage(name=f"specialist {spec.name}", objective=objective, epochs=config.epochs)

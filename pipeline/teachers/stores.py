@@ -5,7 +5,8 @@ Imports no torch, so that `plan` and the flows are quick.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -188,28 +189,46 @@ def missing_work(
         shard_rows = store.schema.shard_rows
     else:
         shard_rows = schema.shard_rows
-        pairs = [
-            (view, int(shard))
-            for view in range(schema.num_views)
-            for shard in np.unique(rows // shard_rows)
-        ]
+        shards = np.unique(rows // shard_rows).tolist()
+        pairs = [(view, shard) for view in range(schema.num_views) for shard in shards]
     counts = np.bincount(rows // shard_rows) if len(rows) else np.zeros(0, np.int64)
     labels = set(pairs)
     if has_features(spec, manifest, split):
         weights = str(schema.fingerprint_parts["weights"])
         own = open_feature_store(project, spec, manifest, shard_rows, weights=weights)
         pairs += pairs_of_labels(own, spec, manifest, shard_rows, schema.num_views)
+    views: dict[int, set[int]] = {}
+    for view, shard in pairs:
+        views.setdefault(shard, set()).add(view)
     return [
         ShardWork(
             shard=shard,
-            views=tuple(sorted({view for view, other in pairs if other == shard})),
+            views=tuple(sorted(views[shard])),
             rows=int(counts[shard]),
-            only_features=tuple(
-                sorted({view for view, other in set(pairs) - labels if other == shard})
-            ),
+            only_features=tuple(v for v in sorted(views[shard]) if (v, shard) not in labels),
         )
-        for shard in sorted({shard for _, shard in pairs})
+        for shard in sorted(views)
     ]
+
+
+def still_missing(group: Sequence[ShardWork], missing: Sequence[ShardWork]) -> list[ShardWork]:
+    """Return what is missing now of a group: less than was handed out, when it is done again.
+
+    Args:
+        group: What a task was given.
+        missing: What is missing in the store, from `missing_work`.
+    """
+    given = {item.shard: item.views for item in group}
+    found = (
+        replace(
+            item,
+            views=tuple(view for view in item.views if view in given[item.shard]),
+            only_features=tuple(view for view in item.only_features if view in given[item.shard]),
+        )
+        for item in missing
+        if item.shard in given
+    )
+    return [item for item in found if item.views]
 
 
 def work_groups(work: list[ShardWork], labels_per_group: int) -> list[list[ShardWork]]:

@@ -3,6 +3,9 @@
 In: accuracy among all classes and inside each vertical, mpvap, calibration, agreement with each
 specialist, cost, confusions across verticals, and a few samples with top-5 lists. Left out:
 teachers themselves; their answers on test rows come from their test stores.
+
+Where classes have is-a parents, "which class" is asked of the leaves, the classes that images are
+labelled with, and mpvap is over all classes, an image being relevant to its label and all above it.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from pipeline.store.published import PublishedLabels, published_cost
 from pipeline.training.prediction import Predictions, load_student, predict_rows
 from pipeline.training.runs import StudentRun
 from pipeline.workspace import Workspace
+from storage_schemas.hierarchy import label_closure, leaf_classes
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import TEST, Manifest
 from storage_schemas.soft_labels import DecodedLabels
@@ -46,15 +50,16 @@ def evaluate_predictions(
         space: For verticals and names.
         published: The teachers' test stores; may be empty.
     """
-    logits, labels = predictions.logits, predictions.labels
+    labels, probabilities = predictions.labels, predictions.probabilities
     vertical_of = torch.from_numpy(space.vertical_of.astype(np.int64))
     vertical = vertical_of[labels]
+    leaves = torch.from_numpy(leaf_classes(space))
+    logits = _of_leaves(predictions.logits, leaves)
     top1 = metrics.top_k_correct(logits, labels, 1)
     top5 = metrics.top_k_correct(logits, labels, TOP)
     inside = metrics.group_top_k_correct(logits, labels, vertical_of)
-    probabilities = predictions.probabilities
-    confidence, predicted = probabilities.max(dim=1)
-    relevant = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], True)
+    confidence, predicted = _of_leaves(probabilities, leaves).max(dim=1)
+    relevant = _relevant(labels, space)
     by_vertical = {}
     for index, name in enumerate(space.verticals):
         here = vertical == index
@@ -82,23 +87,39 @@ def evaluate_predictions(
         "calibration_error": round(
             100 * float(metrics.expected_calibration_error(confidence, top1)), 3
         ),
-        "entropy": round(float(metrics.entropy(logits).mean()), 4),
+        "entropy": round(float(metrics.entropy(predictions.logits).mean()), 4),
         "verticals": by_vertical,
         "vertical_confusions": across.tolist(),
-        "agreement": _agreement(predictions, published),
+        "agreement": _agreement(predictions, space, published),
     }
 
 
-def _agreement(predictions: Predictions, published: PublishedLabels) -> dict[str, float | None]:
-    """How often the student, among a specialist's classes, names what the specialist names."""
+def _of_leaves(scores: Tensor, leaves: Tensor) -> Tensor:
+    """Return (N, C) scores in which an inner class, however sure, answers to no "which one"."""
+    return scores if leaves.all() else scores.masked_fill(~leaves, -torch.inf)
+
+
+def _relevant(labels: Tensor, space: LabelSpace) -> Tensor:
+    """Return (N, C) the classes that each image belongs to: its label and all above it."""
+    closure = torch.from_numpy(label_closure(space))[labels]
+    relevant = torch.zeros(len(labels), len(space) + 1, dtype=torch.bool)
+    absent = torch.full_like(closure, len(space))
+    return relevant.scatter_(1, torch.where(closure >= 0, closure, absent), True)[:, :-1]
+
+
+def _agreement(
+    predictions: Predictions, space: LabelSpace, published: PublishedLabels
+) -> dict[str, float | None]:
+    """How often the student, among a specialist's leaves, names what the specialist names."""
     found = {}
+    leaves = leaf_classes(space)
     for index, (name, store) in enumerate(zip(published.names, published.stores, strict=True)):
         assert published.routes is not None
         routed = published.routes[predictions.labels.numpy(), index]
         rows = published.labelled(index, predictions.rows[routed])
         here = np.flatnonzero(np.isin(predictions.rows, rows))
-        said = torch.from_numpy(_test_labels(store, rows).ids[:, 0])
-        support = torch.from_numpy(store.label_map.support)
+        said = torch.from_numpy(_leaf_ids(_test_labels(store, rows), space)[:, 0])
+        support = torch.from_numpy(store.label_map.support[leaves[store.label_map.support]])
         best = support[predictions.logits[torch.from_numpy(here)][:, support].argmax(dim=1)]
         found[name] = _percent(best == said)
     return found
@@ -107,6 +128,14 @@ def _agreement(predictions: Predictions, published: PublishedLabels) -> dict[str
 def _test_labels(store: SoftLabelStore, rows: Rows) -> DecodedLabels:
     """Return the evaluation view's labels at the first temperature, since 1 may not be declared."""
     return store.fetch(rows, np.zeros_like(rows), temperature=store.schema.temperatures[0])
+
+
+def _leaf_ids(labels: DecodedLabels, space: LabelSpace) -> npt.NDArray[np.int64]:
+    """Return (N, k) the stored classes without inner ones, most probable first, then -1."""
+    leaf = (labels.ids >= 0) & leaf_classes(space)[labels.ids]
+    order = np.argsort(~leaf, axis=1, kind="stable")
+    ids = np.where(leaf, labels.ids, -1)
+    return np.take_along_axis(ids, order, axis=1).astype(np.int64)
 
 
 def evaluate_specialists(
@@ -122,7 +151,7 @@ def evaluate_specialists(
         routed = rows[published.routes[manifest.labels[rows], index] & named]
         here = published.labelled(index, routed)
         labels = manifest.labels[here].astype(np.int64)
-        ids = _test_labels(store, here).ids
+        ids = _leaf_ids(_test_labels(store, here), space)
         found[name] = {
             "classes": len(store.label_map),
             "images": len(here),
@@ -145,9 +174,12 @@ def sample_answers(
     """Return evenly spread test samples with the teacher's and the student's top-5."""
     places = np.unique(np.linspace(0, len(predictions.rows) - 1, count).round().astype(int))
     samples = []
+    leaves = leaf_classes(space)
+    shown = min(TOP, int(leaves.sum()))
     for place in places if count else ():
         row, label = int(predictions.rows[place]), int(predictions.labels[place])
-        student = predictions.probabilities[place].topk(min(TOP, len(space)))
+        scores = predictions.probabilities[place : place + 1]
+        student = _of_leaves(scores, torch.from_numpy(leaves))[0].topk(shown)
         sample: dict[str, Any] = {
             "row": row,
             "key": str(manifest.keys[row]),
@@ -160,8 +192,9 @@ def sample_answers(
             assert published.routes is not None
             if published.routes[label, index] and len(published.labelled(index, np.array([row]))):
                 said = _test_labels(published.stores[index], np.array([row]))
-                probs = np.exp(said.log_probs[0, :TOP])
-                sample["teacher"] = _named(space, said.ids[0, :TOP].tolist(), probs.tolist())
+                named = np.flatnonzero((said.ids[0] >= 0) & leaves[said.ids[0]])[:TOP]
+                probs = np.exp(said.log_probs[0, named])
+                sample["teacher"] = _named(space, said.ids[0, named].tolist(), probs.tolist())
                 sample["teacher_name"] = name
                 break
         samples.append(sample)
@@ -169,9 +202,7 @@ def sample_answers(
 
 
 def _named(space: LabelSpace, ids: list[int], probabilities: list[float]) -> list[list[Any]]:
-    return [
-        [space.classes[i], round(p, 4)] for i, p in zip(ids, probabilities, strict=True) if i >= 0
-    ]
+    return [[space.classes[i], round(p, 4)] for i, p in zip(ids, probabilities, strict=True)]
 
 
 def student_cost(run: StudentRun, space: LabelSpace) -> Cost:

@@ -37,11 +37,13 @@ from storage_schemas.errors import (
     TrainingError,
     UnreadableImageError,
 )
+from storage_schemas.hierarchy import leaf_classes
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import TEST, Manifest
 from storage_schemas.view_recipe import ViewRecipe
 
 Rows = npt.NDArray[np.int64]
+_SURE = 0.5
 
 
 class _TestImages(Dataset[Tensor]):
@@ -78,7 +80,7 @@ def class_probabilities(logits: Tensor, objective: ObjectiveConfig) -> Tensor:
 
 def load_student(run: StudentRun, space: LabelSpace) -> Student:
     """Build a finished run's network with its weights, in eval mode on the CPU."""
-    student = build_student(run.config, space)
+    student = build_student(run.config, space, (run.record or {}).get("structure"))
     student.load_state_dict(read_safetensors(run.weights))
     return student.eval()
 
@@ -159,7 +161,7 @@ def load_student_folder(folder: Path) -> tuple[Student, StudentConfig, LabelSpac
     try:
         config = StudentConfig.model_validate(record["student"])
         space = LabelSpace.from_dict(record["label_space"])
-        student = build_student(config, space)
+        student = build_student(config, space, record.get("structure"))
         student.load_state_dict(read_safetensors(folder / "weights.safetensors"))
     except (
         *(KeyError, TypeError, ValueError, ValidationError, OSError, RuntimeError),
@@ -185,7 +187,9 @@ def predict_images(folder: Path, images: Sequence[Path], *, top: int = 5) -> lis
         top: How many classes.
 
     Returns:
-        Per image: `image`, and `top` as [class, probability], most probable first.
+        Per image: `image`, and `top` as [class, probability], most probable first. Where classes
+        have is-a parents, `top` is of leaves, and `above` has the inner classes of probability 1/2
+        or more: a sigmoid student may be sure of the letter and not of its accent.
 
     Raises:
         TrainingError: If there is no sound student.
@@ -193,6 +197,7 @@ def predict_images(folder: Path, images: Sequence[Path], *, top: int = 5) -> lis
     """
     student, config, space = load_student_folder(find_student(folder))
     recipe = ViewRecipe.evaluation_recipe()
+    leaves = leaf_classes(space)
     found = []
     for path in images:
         zero = np.zeros(1, np.int64)
@@ -207,14 +212,21 @@ def predict_images(folder: Path, images: Sequence[Path], *, top: int = 5) -> lis
         with torch.inference_mode():
             logits = student((pixels - mean) / std).logits[0].float()
         probabilities = class_probabilities(logits, config.objective)
-        best = probabilities.topk(min(top, len(space)))
-        found.append(
-            {
-                "image": str(path),
-                "top": [
-                    [space.classes[i], round(p, 4)]
-                    for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-                ],
-            }
-        )
+        answer: dict[str, Any] = {
+            "image": str(path),
+            "top": _most_probable(probabilities, leaves, space)[:top],
+        }
+        if not leaves.all():
+            inner = _most_probable(probabilities, ~leaves, space)
+            answer["above"] = [[name, p] for name, p in inner if p >= _SURE]
+        found.append(answer)
     return found
+
+
+def _most_probable(
+    probabilities: Tensor, among: npt.NDArray[np.bool_], space: LabelSpace
+) -> list[list[Any]]:
+    """Return [class, probability] of some of the classes, most probable first."""
+    ids = torch.from_numpy(np.flatnonzero(among))
+    order = ids[probabilities[ids].argsort(descending=True, stable=True)]
+    return [[space.classes[i], round(float(probabilities[i]), 4)] for i in order.tolist()]

@@ -14,10 +14,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.config import HardLabels, Project, StudentConfig
+from pipeline.config import HardLabels, MultiLabel, Project, StudentConfig
 from pipeline.reasons import class_changes, setting_changes
 from pipeline.store.lock import writer_lock
 from pipeline.store.published import PublishedLabels
+from pipeline.training.initial_weights import initial_weights
 from pipeline.workspace import Workspace, read_record
 from storage_schemas.fingerprint import fingerprint
 from storage_schemas.label_space import LabelSpace
@@ -42,6 +43,7 @@ _NOT_IN_FINGERPRINT = {
     "memory_budget_mb",
     "allow_partial",  # which labels were there is told by the stores and pairs
     "devices",
+    "init",  # its weights count, by their digest
 }
 
 
@@ -92,8 +94,11 @@ def student_run(
     config = project.student
     name = config.name
     if role == "control":
-        objective = HardLabels(name="hard_labels")
-        config = config.model_copy(update={"objective": objective})
+        sigmoid = getattr(config.objective, "form", None) == "sigmoid"
+        objective = MultiLabel(name="multi_label") if sigmoid else HardLabels(name="hard_labels")
+        config = config.model_copy(
+            update={"objective": objective, "init": None, "auxiliary": (), "curriculum": None}
+        )
         name = f"{config.name}-control"
     needs_labels = bool(config.objective.reads)
     rows = training_rows(manifest, published)
@@ -107,6 +112,8 @@ def student_run(
     }
     if "features" in config.objective.reads:
         parts["features"] = published.feature_identity()
+    if config.init is not None:
+        parts["init"] = initial_weights(project, published, config.init).digest
     if published.available is not None:
         parts["available"] = published.available.digest
     folder = Workspace(project.workspace).student(name, fingerprint(parts))
@@ -125,7 +132,9 @@ def student_runs(
 ) -> list[StudentRun]:
     """Return the student's run and, unless it is switched off, its control's."""
     roles: list[Role] = ["student"]
-    if project.student.control and project.student.objective.name != "hard_labels":
+    student = project.student
+    is_control = student.objective.name in ("hard_labels", "multi_label")
+    if student.control and (not is_control or student.auxiliary):
         roles.append("control")
     return [student_run(project, role, space, manifest, published) for role in roles]
 
@@ -209,6 +218,7 @@ _PARTS = {
     "rows": "other training rows",
     "recipe": "views",
     "available": "other labels are available",
+    "init": "weights to start from",
 }
 
 
@@ -226,7 +236,8 @@ def _changes(record: dict[str, Any], run: StudentRun) -> list[str]:
             known = {tuple(store) for store in before or ()}
             found += [f"{what} of {store[0]}" for store in after or () if tuple(store) not in known]
         elif name == "label_space" and "label_space" in record:
-            found += class_changes(record["label_space"]["classes"], run.classes)
+            changes = class_changes(record["label_space"]["classes"], run.classes)
+            found += changes or ["is-a parents of classes"]
         elif name == "rows" and record.get("rows", run.num_rows) != run.num_rows:
             found.append(f"training rows {record['rows']:,} -> {run.num_rows:,}")
         else:

@@ -26,10 +26,12 @@ from pipeline.objectives.stored_signals import StoredSignals
 from pipeline.store.published import PublishedLabels
 from pipeline.training.fit import StepReport, pick_device
 from pipeline.training.fit_stages import fit_stages
+from pipeline.training.initial_weights import initial_weights
 from pipeline.training.ranks import rank_and_size
 from pipeline.training.runs import StudentRun, training_rows
 from pipeline.workspace import write_record
-from storage_schemas.errors import ConfigError, DataError
+from storage_schemas.errors import ConfigError, DataError, TrainingError
+from storage_schemas.hierarchy import label_closure
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import TRAIN, Manifest
 
@@ -57,7 +59,11 @@ def _signals(
 
 
 def label_context(
-    space: LabelSpace, published: PublishedLabels, labels: np.ndarray, feature_dim: int
+    space: LabelSpace,
+    published: PublishedLabels,
+    labels: np.ndarray,
+    feature_dim: int,
+    total_steps: int = 0,
 ) -> LabelContext:
     """Return what an objective sees of the label space, the teachers and the student.
 
@@ -66,6 +72,7 @@ def label_context(
         published: The teachers' stores.
         labels: (N,) hard labels of the training rows; -1: unlabelled.
         feature_dim: Width of the student's features.
+        total_steps: Of the run.
     """
     counts = np.bincount(labels[labels >= 0], minlength=len(space)).astype(np.int64)
     return LabelContext(
@@ -76,6 +83,8 @@ def label_context(
         class_counts=torch.from_numpy(counts),
         feature_dim=feature_dim,
         features=published.feature_shapes,
+        total_steps=total_steps,
+        closure=torch.from_numpy(label_closure(space)) if space.parents else None,
     )
 
 
@@ -127,21 +136,50 @@ def train_student(
 
     Raises:
         DataError: If there are no training rows.
-        TrainingError: If a signal is missing or the loss is not finite.
+        TrainingError: If a signal is missing, the loss is not finite, or the batches are to be
+            made of classes and no image has one.
         MissingLabelError: If a label that the run needs has not been written.
     """
     config = run.config
     rows = training_rows(manifest, published)
     if len(rows) == 0:
         raise DataError("no training row has a published label; run `concentrate label` first")
+    classes = manifest.labels[rows].astype(np.int64)
+    if config.samples_per_class is not None and not (classes >= 0).any():
+        raise TrainingError(
+            "student.samples_per_class needs hard labels, got none: sort the images into class "
+            "folders, or leave it out"
+        )
     reader = _reader(project, config, manifest, published)
     shard_rows = _window_shard_rows(run, manifest, published)
     signals = _signals(
         run, manifest, published, reader, held_rows=rows if shard_rows is None else None
     )
+    rank, world_size = rank_and_size()
+    order = BatchOrder(
+        rows=rows,
+        batch_size=config.batch_size,
+        views=project.views.count,
+        seed=config.seed,
+        views_per_image=config.views_per_image,
+        rank=rank,
+        world_size=world_size,
+        shard_rows=shard_rows,
+        available=None if published.available is None else published.available.views,
+        classes=classes,
+        samples_per_class=config.samples_per_class or 1,
+    )
     torch.manual_seed(config.seed)
     student = build_student(config, space)
-    context = label_context(space, published, manifest.labels[rows], student.feature_dim)
+    if config.init is not None:
+        initial_weights(project, published, config.init).copy_into(student)
+    context = label_context(
+        space,
+        published,
+        manifest.labels[rows],
+        student.feature_dim,
+        total_steps=config.epochs * order.steps_per_epoch,
+    )
     method = build_method(
         MethodInputs(
             config=config,
@@ -155,18 +193,6 @@ def train_student(
     )
     for stage in method.stages:
         stage.check_signals(signals.provides)
-    rank, world_size = rank_and_size()
-    order = BatchOrder(
-        rows=rows,
-        batch_size=config.batch_size,
-        views=project.views.count,
-        seed=config.seed,
-        views_per_image=config.views_per_image,
-        rank=rank,
-        world_size=world_size,
-        shard_rows=shard_rows,
-        available=None if published.available is None else published.available.views,
-    )
     dataset = BatchDataset(reader.read, signals.fetch)
     result = fit_stages(
         method,
@@ -193,6 +219,9 @@ def train_student(
         "images_per_second": round(result.images / max(result.seconds, 1e-9), 1),
         "versions": {"torch": torch.__version__},
     }
+    structure = getattr(result.model, "structure", {})
+    if structure:
+        record["structure"] = {name: list(widths) for name, widths in structure.items()}
     if rank == 0:
         save_weights(result.model, run.weights)
         write_record(run.folder / "student.json", record)

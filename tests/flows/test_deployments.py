@@ -184,3 +184,27 @@ def test_a_gpu_is_held_by_one_task_at_a_time(prefect_server):
         with hold("gpu-test", strict=True):
             assert taken() == 1
         assert taken() == 0
+
+
+@pytest.mark.flow
+def test_a_run_on_several_gpus_holds_the_slot_of_each(prefect_server):
+    """`student.devices: 2` takes both; where one has no limit it is told, and none is kept."""
+    from prefect.client.orchestration import get_client
+
+    from flows.gpu import hold
+
+    names = ("gpu-pair-0", "gpu-pair-1")
+    with get_client(sync_client=True) as client:
+        for name in names:
+            client.upsert_global_concurrency_limit_by_name(name, 1)
+
+        def taken() -> list[int]:
+            found = [client.read_global_concurrency_limit_by_name(name) for name in names]
+            return [limit.active_slots for limit in found]
+
+        with hold(*names, strict=True):
+            assert taken() == [1, 1]
+        missing = hold(*names, "gpu-pair-2", strict=True)
+        with pytest.raises(ConfigError, match="no limit 'gpu-pair-2'"), missing:
+            pass
+        assert taken() == [0, 0]

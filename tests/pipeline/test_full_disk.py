@@ -17,7 +17,8 @@ from pipeline.data import load_label_space, load_manifest, update_manifest
 from pipeline.durable_files import write_durably
 from pipeline.models.weights import save_weights
 from pipeline.store import create_soft_labels, open_soft_labels, verify_store
-from pipeline.store.published import commits_digest
+from pipeline.store.coverage import missing_labels
+from pipeline.store.published_labels import commits_digest
 from pipeline.training.checkpoints import save_checkpoint
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.workspace import write_record
@@ -84,7 +85,7 @@ def test_a_shard_on_a_full_disk(disk):
     assert verify_store(store, "full") == []
     store.write_shard(1, 0, *random_labels(schema))
     assert verify_store(store, "full") == []
-    assert store.missing_shards(np.array([4096])) == []
+    assert missing_labels(store, np.arange(4096), np.zeros(0, np.int64)) == []
 
 
 def test_a_new_store_on_a_full_disk(disk):

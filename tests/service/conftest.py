@@ -23,6 +23,10 @@ from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[2]
 
+# On a loaded machine two connections of Prefect's server may wait for each other's lock on its
+# SQLite file until the busy timeout of 60 s; then all goes on. No wait may be shorter than that.
+PATIENCE_SECONDS = 180
+
 PROJECT = """
 workspace: work
 data: {source: image_folder, root: images, vertical_depth: 1, test_fraction: 0.25}
@@ -90,7 +94,7 @@ class Service:
         request = urllib.request.Request(f"{self.url}/{path}", data, headers)
         for attempt in range(6):
             try:
-                with urllib.request.urlopen(request, timeout=20) as answer:
+                with urllib.request.urlopen(request, timeout=PATIENCE_SECONDS) as answer:
                     return json.loads(answer.read() or "null")
             except urllib.error.HTTPError as error:
                 if error.code != 503 or attempt == 5:
@@ -107,7 +111,7 @@ class Service:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=PATIENCE_SECONDS,
         )
 
     def deployment(self, name: str) -> dict[str, Any]:
@@ -132,10 +136,10 @@ class Service:
         """Return the type of a run's state."""
         return self.ask(f"flow_runs/{run}")["state_type"]
 
-    def ended(self, run: str, seconds: float = 90) -> str:
+    def ended(self, run: str) -> str:
         """Wait until a run is over and return how it ended."""
         final = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
-        return wait_for(lambda: (s := self.state(run)) in final and s, seconds, f"run {run}")
+        return wait_for(lambda: (s := self.state(run)) in final and s, f"run {run}")
 
     def artifacts(self, key: str) -> list[dict[str, Any]]:
         """Return the artifacts of a key, newest first."""
@@ -143,14 +147,14 @@ class Service:
         return self.ask("artifacts/filter", body)
 
 
-def wait_for(found: Callable[[], Any], seconds: float, what: str) -> Any:
-    """Return the first true answer; fail after some seconds."""
-    end = time.monotonic() + seconds
+def wait_for(found: Callable[[], Any], what: str) -> Any:
+    """Return the first true answer; fail when patience ends."""
+    end = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < end:
         if answer := found():
             return answer
         time.sleep(0.3)
-    raise AssertionError(f"not within {seconds} s: {what}")
+    raise AssertionError(f"not within {PATIENCE_SECONDS} s: {what}")
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -205,7 +209,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
             return False
 
     try:
-        wait_for(healthy, 180, f"server, see {home / 'server.log'}")
+        wait_for(healthy, f"server, see {home / 'server.log'}")
         yield service
     finally:
         end(process)

@@ -33,7 +33,7 @@ def test_serve_runs_what_is_started_and_pauses_its_schedules(
             return None
 
     try:
-        wait(lambda: paused() is False, 90, "the deployment")
+        wait(lambda: paused() is False, "the deployment")
         assert server.deployment(label)["work_pool_name"] is None
         assert server.ended(server.start(label, teacher="tints")) == "COMPLETED"
         process.send_signal(signal.SIGINT)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.epoch_order import BatchOrder, shuffled_rows
+from pipeline.data.epoch_order import BatchOrder, Rows, shuffled_windows
 
 ROWS = np.arange(3, 1003, dtype=np.int64)
+
+
+def shuffled_rows(rows: Rows, **arguments: Any) -> Rows:
+    """Return all windows of an epoch, one after the other."""
+    return np.concatenate(list(shuffled_windows(rows, **arguments)))
 
 
 @given(
@@ -38,6 +45,22 @@ def test_epochs_and_seeds_differ():
     assert np.array_equal(first, shuffled_rows(ROWS, seed=0, epoch=0))
     assert not np.array_equal(first, shuffled_rows(ROWS, seed=0, epoch=1))
     assert not np.array_equal(first, shuffled_rows(ROWS, seed=1, epoch=0))
+
+
+def test_the_order_is_pinned():
+    """A run that was begun with an older release goes on with the samples that are left."""
+    windows = shuffled_rows(ROWS, seed=5, epoch=2, shard_rows=100)
+    assert windows[:6].tolist() == [530, 326, 581, 546, 570, 342]
+    assert shuffled_rows(ROWS, seed=5, epoch=2)[:6].tolist() == [482, 432, 843, 715, 878, 123]
+
+
+@pytest.mark.parametrize("first_step", [0, 3, 14])
+def test_batches_run_across_the_windows(first_step):
+    """A batch takes its rows from two windows where one ends in its middle."""
+    order = BatchOrder(rows=ROWS, batch_size=64, views=4, seed=3, shard_rows=100)
+    whole = shuffled_rows(ROWS, seed=3, epoch=1, shard_rows=100)
+    got = np.concatenate([rows for rows, _ in order.batches(1, first_step)])
+    assert np.array_equal(got, whole[first_step * 64 : 15 * 64])
 
 
 def test_all_views_of_a_row_are_visited_in_turn():

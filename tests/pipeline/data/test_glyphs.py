@@ -115,6 +115,19 @@ def test_rendering_is_deterministic(source: GlyphSource, workspace: Path, tmp_pa
         assert (again.folder / name).read_bytes() == (source.folder / name).read_bytes()
 
 
+def test_a_hierarchy_adds_classes_and_no_images(source: GlyphSource, workspace: Path) -> None:
+    """Scripts and letters come with the same images, from the same cache; off by default."""
+    names = {s.class_name for s in source.samples() if s.class_name is not None}
+    assert source.parents(names, names) == {}
+    deeper = open_glyphs(GlyphData.model_validate(SETTINGS | {"hierarchy": True}), workspace)
+    assert deeper.folder == source.folder
+    parents = deeper.parents(names, names)
+    assert names < set(parents)
+    inner = {above for up in parents.values() for above in up}
+    assert inner.isdisjoint(names)
+    assert {"lao/any lao", "cyrillic/any CYRILLIC LETTER ZHE"} < inner
+
+
 def test_cache_is_used_and_leaves_no_remains(
     source: GlyphSource, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,3 +215,17 @@ def test_impossible_settings_are_refused(
 def test_verticals_are_scripts_and_block_groups(character: str, vertical: str | None) -> None:
     """Letters go by script, shared signs by block; what is no class has no vertical."""
     assert vertical_of(ord(character)) == vertical
+
+
+def test_cases_merge_into_letters(tmp_path: Path) -> None:
+    """With `merge_cases` a class is a letter: both cases of it, with all their images."""
+    settings = {"source": "glyphs", "verticals": ["armenian"]}
+    plain = open_glyphs(GlyphData.model_validate(settings), tmp_path)
+    letters = open_glyphs(GlyphData.model_validate(settings | {"merge_cases": True}), tmp_path)
+    classes = {sample.key: sample.class_name for sample in letters.samples()}
+    both = {classes[f"armenian/U+{c:04X}/DejaVuSans"] for c in (0x531, 0x561)}
+    assert both == {"armenian/ARMENIAN CAPITAL LETTER AYB"}
+    assert len(set(classes.values())) < len({s.class_name for s in plain.samples()})
+    assert letters.folder != plain.folder
+    explicit = GlyphData.model_validate(settings | {"merge_cases": False})
+    assert open_glyphs(explicit, tmp_path).folder == plain.folder

@@ -12,7 +12,7 @@ from PIL import Image
 from pipeline.config import Project
 from pipeline.data import load_label_space, load_manifest, update_manifest
 from pipeline.data.image_folder import ImageFolderSource
-from pipeline.data.manifest_files import exclusive
+from pipeline.data.manifest_lock import exclusive
 from storage_schemas.errors import DataError, ManifestError
 from storage_schemas.manifest import TRAIN
 

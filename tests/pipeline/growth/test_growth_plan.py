@@ -188,3 +188,12 @@ def test_new_rows_interruption_and_damage_are_told_apart(growing: Any) -> None:
     assert label["fruit/train"] == (
         "1 shard damaged and out of use, or cut off while written; interrupted: 2 shards missing"
     )
+
+
+def test_the_plan_warns_where_balanced_labels_lack_classes(growing: Any) -> None:
+    """Balanced KD on truncated labels is told what to store; other objectives are not."""
+    balanced = "student.objective={name: balanced, temperature: 1.0}"
+    (warning,) = growing.plan(balanced, "labels.k=1").warnings
+    assert "labels.k 1 drops classes" in warning
+    assert growing.plan(balanced, "labels.k=64").warnings == ()
+    assert growing.plan("labels.k=1").warnings == ()

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.config import HardLabels, KnowledgeConcentration, Meal, SoftLabels
+from pipeline.config import (
+    Balanced,
+    HardLabels,
+    KnowledgeConcentration,
+    Meal,
+    MultiLabel,
+    OnlineSubclass,
+    SoftLabels,
+)
 from pipeline.numerics import SoftLabelBatch, SupportTable, sparse_kl
 from pipeline.objectives import OBJECTIVES, build_objective
 from pipeline.objectives.base import LabelContext, StudentOutput, TargetBatch, total_loss
@@ -21,10 +29,13 @@ CONTEXT = LabelContext(
     num_classes=C,
     vertical_of=torch.tensor([0] * 5 + [1] * 7),
     supports=(torch.arange(5), torch.arange(5, 12)),
+    class_counts=torch.tensor([900, 400, 90, 9, 1, 700, 70, 30, 7, 3, 0, 1]),
+    total_steps=1_000_000,
 )
 CONFIGS = {
     "hard": HardLabels(name="hard_labels"),
     "smoothed": HardLabels(name="hard_labels", label_smoothing=0.1),
+    "multi label": MultiLabel(name="multi_label"),
     "soft": SoftLabels(name="soft_labels"),
     "soft T=2": SoftLabels(name="soft_labels", temperature=2.0, tail="bucket", hard_weight=0.5),
     "kc": KnowledgeConcentration(name="knowledge_concentration"),
@@ -36,6 +47,12 @@ CONFIGS = {
     ),
     "meal": Meal(name="meal"),
     "meal T=2": Meal(name="meal", teacher="mean", temperature=2.0),
+    "balanced": Balanced(name="balanced"),
+    "balanced later": Balanced(name="balanced", balanced_from=0.5, hard_weight=0.0),
+    "subclass": OnlineSubclass(name="online_subclass", representation="logits"),
+    "subclass probability": OnlineSubclass(
+        name="online_subclass", form="probability", neighbours=2
+    ),
 }
 
 

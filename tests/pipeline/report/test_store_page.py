@@ -68,7 +68,16 @@ def test_page_shows_every_figure(summary: StoreSummary, tmp_path: Path):
     write_store_page(summary, tmp_path / "page.html", written=WRITTEN)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     text = re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", page))
-    for expected in ("75.0", "98.3", "0.042", "birds/0.png", "image not shown", "row 5"):
+    for expected in (
+        "75.0",
+        "98.3",
+        "0.042",
+        "birds/0.png",
+        "image not shown",
+        "row 5",
+        "60 soft labels in 1 view,",
+        "in 1 shard",
+    ):
         assert expected in text
     assert f"{summary.ids_bytes:.2f}" in text
     assert f"{summary.entropy_mean:.2f}" in text

@@ -121,6 +121,21 @@ def test_hard_labels_of_other_images_are_not_used(tmp_path: Path, manifest: Mani
     assert found.labels == 600
 
 
+def test_classes_with_parents_are_not_compared_by_first_rank(
+    tmp_path: Path, manifest: Manifest, cases: Any
+):
+    """The most probable class of a hierarchy is its root: no agreement, and why is said."""
+    space = LabelSpace(classes=SPACE.classes, parents={"birds/1": ("birds/0",)})
+    save(tmp_path, manifest, space, {}, {})
+    schema = cases.schema_of(manifest_chain=manifest.digest, manifest_rows=ROWS)
+    store = create_soft_labels(tmp_path / "labels" / "birds" / "store.zarr", schema)
+    cases.fill_store(store)
+    found = inspect_store(store.path)
+    assert found.agreement is None
+    assert "is-a parents" in str(found.hard_labels_problem)
+    assert found.labels == 600
+
+
 def test_a_store_out_of_its_workspace_is_still_summarised(full_store: SoftLabelStore):
     """Without a manifest near it a store has counts and entropies, and no agreement."""
     found = inspect_store(full_store.path)

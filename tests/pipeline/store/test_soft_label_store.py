@@ -17,7 +17,9 @@ import torch
 from pipeline.locations import is_local
 from pipeline.store import SoftLabelStore, create_soft_labels, open_soft_labels, shard_layout
 from pipeline.store import commit as commit_module
+from pipeline.store.coverage import missing_labels
 from pipeline.store.opening import has_store
+from pipeline.store.row_reader import ShardCache
 from pipeline.store.shards import ShardFiles
 from storage_schemas.errors import (
     ConfigError,
@@ -30,7 +32,8 @@ from storage_schemas.label_space import LabelSpace
 from storage_schemas.soft_labels import decode
 
 on_both = pytest.mark.parametrize("location", ["local", "s3"], indirect=True)
-COUNTS = np.array([128, 128, 44])
+NONE = np.zeros(0, np.int64)
+ROWS = np.arange(300)
 
 
 class Killed(BaseException):
@@ -81,13 +84,41 @@ def test_fetch_takes_a_view_per_row(full_store: SoftLabelStore) -> None:
 
 def test_cache_is_bounded_and_changes_nothing(full_store: SoftLabelStore) -> None:
     """A store without room for a second shard reads the same labels."""
-    small = open_soft_labels(full_store.path, cache_bytes=1)
+    cache = ShardCache(1)
+    small = open_soft_labels(full_store.path, cache=cache)
     rows = np.random.default_rng(0).integers(0, 300, 64)
     for view in (0, 1, 0):
         a, b = small.read(rows, view), full_store.read(rows, view)
         assert torch.equal(a.ids, b.ids)
         assert torch.equal(a.log_probs, b.log_probs)
-    assert len(small._rows._cached) == 1
+    assert len(cache._entries) == 1
+
+
+def test_stores_that_share_a_cache_have_its_room_together(
+    full_store: SoftLabelStore, cases: Any
+) -> None:
+    """Shards used last stay, whose they ever are; both stores read what is theirs."""
+    other = create_soft_labels(full_store.path.with_name("other.zarr"), cases.schema_of())
+    ids, gaps = cases.shard_labels(other, 0, 1)
+    ids[:, :2] = ids[:, 1::-1]
+    other.write_shard(0, 0, ids, gaps)
+    cache = ShardCache(3 * (ids.nbytes + gaps.nbytes))
+    one, two = (open_soft_labels(store.path, cache=cache) for store in (full_store, other))
+    rows = np.arange(128)
+    for _ in range(2):
+        np.testing.assert_array_equal(two.fetch_quantised(rows, 0 * rows)[0], ids)
+        for shard in range(2):
+            found = one.fetch_quantised(rows + 128 * shard, 0 * rows)
+            np.testing.assert_array_equal(found[0], cases.shard_labels(one, 0, shard)[0])
+    assert {(path.name, shard) for path, _, shard in cache._entries} == {
+        ("other.zarr", 0),
+        ("store.zarr", 0),
+        ("store.zarr", 1),
+    }
+    one.fetch_quantised(rows[:44] + 256, 0 * rows[:44])
+    assert (other.path, 0, 0) not in cache._entries
+    copies = pickle.loads(pickle.dumps((one, two)))
+    assert copies[0]._cache is copies[1]._cache
 
 
 @on_both
@@ -150,10 +181,10 @@ def test_a_write_that_dies_is_not_done(
     rewrite: bool,
     cases: Any,
 ) -> None:
-    """Wherever a first or second write of a shard ends, missing_shards names the shard."""
+    """Wherever a first or second write of a shard ends, its labels are missing."""
     if rewrite:
         cases.fill_store(empty_store)
-    done = list(empty_store.missing_shards(COUNTS))
+    done = missing_labels(empty_store, ROWS, NONE)
     original, calls = ShardFiles._write_array, []
 
     def dying(self: ShardFiles, name: str, *arguments: Any) -> None:
@@ -179,11 +210,11 @@ def test_a_write_that_dies_is_not_done(
     monkeypatch.undo()
     assert calls == ["gaps", "ids"][: len(calls)]
     store = open_soft_labels(empty_store.path)
-    assert store.missing_shards(COUNTS) == sorted({*done, (1, 1)})
+    assert missing_labels(store, ROWS, NONE) == sorted({*done, (1, 1)})
     with pytest.raises(MissingLabelError, match="view 1, shard 1"):
         store.read_shard(1, 1)
     store.write_shard(1, 1, *labels)
-    assert (1, 1) not in store.missing_shards(COUNTS)
+    assert (1, 1) not in missing_labels(store, ROWS, NONE)
     np.testing.assert_array_equal(store.read_shard(1, 1)[0], labels[0])
 
 
@@ -266,12 +297,12 @@ def test_growth_keeps_labels_and_names_what_is_new(full_store: SoftLabelStore, c
     assert store.schema.grown_at == (300,)
     np.testing.assert_array_equal(store.read_shard(0, 2)[0][:44], before[0])
     store.read(np.arange(300), 1)
-    assert store.missing_shards(np.array([128, 128, 44, 0])) == []
+    assert missing_labels(store, ROWS, NONE) == []
     new = [(0, 2), (0, 3), (1, 2), (1, 3)]
-    assert store.missing_shards(np.array([128, 128, 128, 116])) == new
+    assert missing_labels(store, np.arange(500), NONE) == new
     for view, shard in new:
         store.write_shard(view, shard, *cases.shard_labels(store, view, shard))
-    assert store.missing_shards(np.array([128, 128, 128, 116])) == []
+    assert missing_labels(store, np.arange(500), NONE) == []
     rows = np.arange(500)
     expected = decode(store.schema, *cases.labels_of(store.schema, rows, 0))
     np.testing.assert_array_equal(store.read(rows, 0).log_probs[0].numpy(), expected.log_probs)
@@ -305,7 +336,7 @@ def test_growth_that_dies_can_be_repeated(
 def test_a_store_can_start_without_rows(location: Path, cases: Any) -> None:
     """A store of no rows can be made, opened, and grown."""
     store = create_soft_labels(location / "a.zarr", cases.schema_of(num_rows=0))
-    assert store.missing_shards(np.zeros(0, int)) == []
+    assert missing_labels(store, NONE, NONE) == []
     store.grow(10)
     cases.fill_store(store)
     assert open_soft_labels(store.path).read(np.arange(10), 1).ids.shape == (1, 10, 4)

@@ -12,6 +12,7 @@ import pytest
 
 from pipeline.locations import is_local, remove
 from pipeline.store import SoftLabelStore, create_soft_labels, open_soft_labels, verify_store
+from pipeline.store.coverage import missing_labels
 from pipeline.store.layout import shard_file
 from storage_schemas.errors import (
     ConcentrateError,
@@ -109,7 +110,7 @@ def test_torn_and_lost_files_are_found(
         open_soft_labels(full_store.path).read(np.array([260]), 0)
     full_store.read(np.arange(256), 0)
     full_store.discard_shard(0, 2)
-    assert full_store.missing_shards(np.array([128, 128, 44])) == [(0, 2)]
+    assert missing_labels(full_store, np.arange(300), np.zeros(0, np.int64)) == [(0, 2)]
     full_store.write_shard(0, 2, *cases.shard_labels(full_store, 0, 2))
     assert verify_store(full_store, "full") == []
     read_all(full_store.path)
@@ -151,7 +152,7 @@ def test_shards_of_another_store_are_found(
 def test_a_lost_record_among_many_counts_as_not_done(full_store: SoftLabelStore) -> None:
     """An unreadable commit record hides only its own shard, which is labelled again."""
     _truncate(shard_file(full_store.path, "commits", 1, 0))
-    assert full_store.missing_shards(np.array([128, 128, 44])) == [(1, 0)]
+    assert missing_labels(full_store, np.arange(300), np.zeros(0, np.int64)) == [(1, 0)]
 
 
 def test_records_that_disagree_with_sound_bytes_are_found(full_store: SoftLabelStore) -> None:

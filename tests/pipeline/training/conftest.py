@@ -106,6 +106,7 @@ def labelled_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "hidden": 16,
                 "block": 8,
                 "self_paced": "class",
+                "normalization": "layer",
             },
             "objective": {
                 "name": "knowledge_concentration",

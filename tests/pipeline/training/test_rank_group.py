@@ -28,6 +28,24 @@ IN_GROUP = """
             (loss,) = self.inner(output, targets).values()
             return {{"task_loss": loss * self.scale.exp() - self.scale}}
 
+    from pipeline.config import OnlineSubclassTerm
+    from pipeline.objectives.base import LabelContext, StudentOutput, TargetBatch
+    from pipeline.objectives.online_subclass import SubclassTerm
+
+    points = torch.randn(7, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 0, 1, 1, 0, 2])
+    context = LabelContext(
+        num_classes=4, vertical_of=torch.zeros(4), supports=(), feature_dim=4
+    )
+
+    def subclass(mine):
+        term = SubclassTerm(OnlineSubclassTerm(name="online_subclass", bank=8), context)
+        for rows in (points, points.flip(0)):  # the second finds partners in the bank
+            output = StudentOutput(logits=rows[mine], features=rows[mine])
+            terms = term(output, TargetBatch(labels=labels[mine]))
+        return terms, term.bank_points
+
+    alone, bank = subclass(slice(None))
     rank = int(os.environ["RANK"])
     dist.init_process_group("gloo", init_method="file://{folder}/store", rank=rank, world_size=2)
     masks = []
@@ -37,6 +55,11 @@ IN_GROUP = """
     mean = batch_mean(torch.tensor(3.0 + 3 * rank), torch.tensor(1 + 3 * rank))
     assert float(mean_over_ranks({{"loss": mean}})["loss"]) == fit.pytest.approx((3 + 6) / (1 + 4))
     assert float(batch_mean(torch.tensor(0.0), torch.tensor(0))) == 0
+
+    terms, shared = subclass(slice(0, 2) if rank == 0 else slice(2, 7))
+    found = mean_over_ranks(terms)["subclass_loss"]
+    assert float(found) == fit.pytest.approx(float(alone["subclass_loss"]))
+    assert torch.equal(shared, bank)
 
     def train(name, stop=None):
         def report(step, total, values):
@@ -74,7 +97,8 @@ def test_ranks_agree_and_resume_exactly(tmp_path):
     """Two ranks with dropout and an objective that learns end with the same weights, bit by bit.
 
     A resume with the same number of ranks does too. Their dropout masks differ. A mean counts the
-    rows of both, however unevenly those that count are spread.
+    rows of both, however unevenly those that count are spread. Partners of a row (Online Subclass
+    KD) are looked for among the rows of both, and remembered alike.
     """
     file = str(Path(__file__).with_name("test_fit.py"))
     script = textwrap.dedent(IN_GROUP.format(file=file, folder=tmp_path))

@@ -1,0 +1,80 @@
+"""The multi-label control: binary cross-entropy with human labels and all that they imply.
+
+In: the teacher loss L_t of Knowledge Concentration (Gao et al. 2017, arXiv 1711.07607), which is
+also what its generalist without distillation is trained on: the target of a class is 1 for the
+image's own class and all its is-a ancestors, 0 for every other class; summed over classes,
+averaged over images. Where classes have no parents only the class itself is 1. Mixed images count
+the targets of both at their weights. Left out: weights of rare classes, label smoothing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.config import MultiLabel
+from pipeline.objectives.base import LabelContext, Objective, StudentOutput, TargetBatch
+from pipeline.objectives.targets import batch_mean, required_labels
+
+_UNLABELLED = -1
+
+
+class LabelClosure:
+    """The classes that an image of each class belongs to, kept on the device of the logits."""
+
+    def __init__(self, context: LabelContext) -> None:
+        own = torch.arange(context.num_classes).unsqueeze(1)
+        self._table = own if context.closure is None else context.closure
+
+    def summed(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return (B,) the sum of each row's logits over the closure of its label; 0 without one."""
+        if self._table.device != logits.device:
+            self._table = self._table.to(logits.device)
+        classes = self._table[labels.clamp(min=0)]
+        counts = (classes >= 0) & (labels != _UNLABELLED).unsqueeze(1)
+        return torch.where(counts, logits.gather(1, classes.clamp(min=0)), 0.0).sum(dim=1)
+
+
+def multi_label_loss(
+    logits: Tensor, targets: TargetBatch, closure: LabelClosure, objective: str
+) -> Tensor:
+    """Return the mean binary cross-entropy over the labelled images.
+
+    Args:
+        logits: (B, C).
+        targets: Must hold `labels`; `partner_labels` and `mix_weight` where images were mixed.
+        closure: Of the label space of the logits.
+        objective: Who asks, for the error message.
+
+    Raises:
+        TrainingError: If there are no hard labels.
+    """
+    labels = required_labels(targets, objective)
+    logits = logits.float() if logits.itemsize < 4 else logits
+    agreed = closure.summed(logits, labels)
+    if targets.partner_labels is not None and targets.mix_weight is not None:
+        mix = targets.mix_weight.to(logits.dtype)
+        agreed = mix * agreed + (1 - mix) * closure.summed(logits, targets.partner_labels)
+    labelled = labels != _UNLABELLED
+    loss = (functional.softplus(logits).sum(dim=1) - agreed) * labelled
+    return batch_mean(loss.sum(), labelled.sum())
+
+
+class MultiLabelObjective(Objective):
+    """Binary cross-entropy with hard labels and their ancestors: `task_loss`."""
+
+    def __init__(self, config: MultiLabel, context: LabelContext) -> None:
+        super().__init__()
+        self.needs = frozenset({"labels"})
+        self._config = config
+        self._closure = LabelClosure(context)
+
+    def forward(self, output: StudentOutput, targets: TargetBatch) -> dict[str, Tensor]:
+        """Return `task_loss`.
+
+        Raises:
+            TrainingError: If there are no hard labels.
+        """
+        name = self._config.name
+        return {"task_loss": multi_label_loss(output.logits, targets, self._closure, name)}
