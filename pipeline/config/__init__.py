@@ -10,6 +10,8 @@ Relative paths are relative to the project file.
 from pipeline.config.data import DataConfig, GlyphData, ImageFolderData, PythonData, TorchvisionData
 from pipeline.config.loading import load_project
 from pipeline.config.objectives import (
+    AmalgamatedLayer,
+    Amalgamation,
     HardLabels,
     KnowledgeConcentration,
     ObjectiveConfig,
@@ -28,6 +30,8 @@ from pipeline.config.training import (
 
 __all__ = [
     "AdamWConfig",
+    "AmalgamatedLayer",
+    "Amalgamation",
     "DataConfig",
     "GlyphData",
     "HardLabels",

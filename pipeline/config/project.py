@@ -61,6 +61,12 @@ class Project(Settings):
                 f"{objective.name!r}: the sigmoid form of knowledge_concentration, and only it, "
                 "trains on sigmoid labels"
             )
+        own = [teacher.name for teacher in self.teachers if teacher.routing == "own"]
+        if getattr(objective, "hides_labels", False) and own:
+            raise ValueError(
+                f"objective {objective.name!r} hides all labels from the student, so every teacher "
+                f"must label all rows: teachers[].routing must be 'all', got 'own' for {own}"
+            )
         if self.student.views_per_image > self.views.count:
             raise ValueError(
                 f"student.views_per_image must be at most views.count ({self.views.count}), "

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.config import ObjectiveConfig
+from pipeline.objectives.amalgamation import amalgamation
 from pipeline.objectives.base import LabelContext, Objective
 from pipeline.objectives.hard_labels import HardLabelObjective
 from pipeline.objectives.knowledge_concentration import KnowledgeConcentrationObjective
@@ -22,7 +23,9 @@ OBJECTIVES: dict[str, Callable[[Any, LabelContext], Objective]] = {
     "knowledge_concentration": KnowledgeConcentrationObjective,
 }
 
-METHODS: dict[str, Callable[[Any, MethodInputs], Method]] = {}
+METHODS: dict[str, Callable[[Any, MethodInputs], Method]] = {
+    "amalgamation": amalgamation,
+}
 
 
 def build_objective(config: ObjectiveConfig, context: LabelContext) -> Objective:

@@ -103,6 +103,7 @@ class StoredSignals(SignalSource):
             partner_labels=partner_labels,
             mix_weight=mix_weight,
             soft=self._soft(rows, views, labels) if self._stores else None,
+            rows=torch.from_numpy(rows.astype(np.int64)),
         )
 
     def _soft(self, rows: Rows, views: Rows, labels: Rows) -> SoftLabelBatch:

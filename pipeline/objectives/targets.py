@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch.distributed
 from torch import Tensor
 
 from pipeline.numerics import SoftLabelBatch, SupportTable
-from pipeline.objectives.base import LabelContext, TargetBatch
+from pipeline.objectives.base import BlockFeatureBatch, LabelContext, TargetBatch
 from storage_schemas.errors import TrainingError
 
 
@@ -36,6 +38,20 @@ def required_soft_labels(targets: TargetBatch, objective: str) -> SoftLabelBatch
             "choose objective hard_labels"
         )
     return targets.soft
+
+
+def required_features(targets: TargetBatch, objective: str) -> Mapping[str, BlockFeatureBatch]:
+    """Return the stored block features.
+
+    Raises:
+        TrainingError: If the source provides none.
+    """
+    if targets.features is None:
+        raise TrainingError(
+            f"objective {objective!r} needs block features, got none: list what to keep of each "
+            "teacher under teachers[].features and run `concentrate label`"
+        )
+    return targets.features
 
 
 class Supports:
