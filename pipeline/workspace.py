@@ -63,6 +63,10 @@ class Workspace:
         """Soft-label store of a teacher."""
         return inside(self.root, self.root / "labels" / teacher / f"{fingerprint}.zarr")
 
+    def features(self, teacher: str, fingerprint: str) -> Path:
+        """Block-feature store of a teacher."""
+        return inside(self.root, self.root / "features" / teacher / f"{fingerprint}.zarr")
+
     def published(self, teacher: str) -> Path:
         """Record that says which stores of a teacher are current."""
         return inside(self.root, self.root / "labels" / teacher / "published.json")

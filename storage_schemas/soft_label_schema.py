@@ -10,21 +10,21 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from storage_schemas.errors import SchemaMismatchError
 from storage_schemas.fingerprint import fingerprint
 from storage_schemas.label_space import LabelMap, LabelSpace
 from storage_schemas.selection import Selection, selection_problems
+from storage_schemas.stored_array import StoredArray, read_attributes
 
 SOFT_LABEL_FORMAT = "concentrate.soft_labels"
 SOFT_LABEL_VERSION = 1
 LARGEST_UINT16_CLASSES = 65_535
-_DERIVED = ("format", "fingerprint", "encoding")
 # Younger than version 1: left out where they say nothing new, so that older readers open the rest.
 _DEFAULTS = {"selection": "top_k", "top_p": None}
 
@@ -64,6 +64,10 @@ class SoftLabelSchema(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    kind: ClassVar[str] = "soft_labels"
+    noun: ClassVar[str] = "soft-label store"
+    own_version: ClassVar[int] = SOFT_LABEL_VERSION
+    fitted_shapes: ClassVar[Mapping[str, tuple[int, ...]]] = {}
 
     version: Literal[1] = 1
     teacher: str = Field(min_length=1)
@@ -163,6 +167,26 @@ class SoftLabelSchema(BaseModel):
         return int(np.iinfo(self.gaps_dtype).max)
 
     @property
+    def stored_arrays(self) -> tuple[StoredArray, ...]:
+        """The arrays of a shard, in the order of their checksums in a commit record."""
+        return (
+            StoredArray(
+                name="ids",
+                dtype=self.ids_dtype,
+                fill=self.ids_fill,
+                cell=(self.k,),
+                dimensions=("rank",),
+            ),
+            StoredArray(
+                name="gaps",
+                dtype=self.gaps_dtype,
+                fill=self.gaps_fill,
+                cell=(self.columns,),
+                dimensions=("column",),
+            ),
+        )
+
+    @property
     def encoding(self) -> dict[str, float]:
         """Steps and offsets of the quantisation, in nats; under sampled, the number of draws."""
         if self.selection == "sampled":
@@ -237,31 +261,14 @@ class SoftLabelSchema(BaseModel):
             SchemaMismatchError: If they are of another format or version, or do not fit
                 together; lists every field at fault.
         """
-        problems: list[str] = []
-        found_format, version = attributes.get("format"), attributes.get("version")
-        if found_format != SOFT_LABEL_FORMAT:
-            problems.append(f"format must be {SOFT_LABEL_FORMAT!r}, got {found_format!r}")
-        if version != SOFT_LABEL_VERSION:
-            newer = isinstance(version, int) and version > SOFT_LABEL_VERSION
-            hint = "; it was written by a newer release, upgrade to read it" if newer else ""
-            problems.append(f"version must be {SOFT_LABEL_VERSION}, got {version!r}{hint}")
-        try:
-            schema = cls.model_validate(
-                {name: value for name, value in attributes.items() if name not in _DERIVED}
-            )
-        except ValidationError as error:
-            for detail in error.errors():
-                where = ".".join(str(part) for part in detail["loc"])
-                if where != "version":
-                    problems.append(_sentence(where, detail["type"], detail["msg"]))
-            raise SchemaMismatchError(subject, problems) from None
-        for name in ("fingerprint", "encoding"):
-            expected = getattr(schema, name)
-            if attributes.get(name) != expected:
-                problems.append(f"{name} must be {expected!r}, got {attributes.get(name)!r}")
-        if problems:
-            raise SchemaMismatchError(subject, problems)
-        return schema
+        return read_attributes(
+            cls,
+            attributes,
+            subject,
+            name=SOFT_LABEL_FORMAT,
+            version=SOFT_LABEL_VERSION,
+            derived=("fingerprint", "encoding"),
+        )
 
     # --- comparison -------------------------------------------------------------------------
 
@@ -286,14 +293,6 @@ class SoftLabelSchema(BaseModel):
             "fingerprint_parts", self.fingerprint_parts, found.fingerprint_parts
         )
         return problems
-
-
-def _sentence(where: str, kind: str, message: str) -> str:
-    if kind == "extra_forbidden":
-        return f"{where} is not a field of version {SOFT_LABEL_VERSION}"
-    if kind == "missing":
-        return f"{where} must be there, got nothing"
-    return f"{where}: {message}" if where else message.removeprefix("Value error, ")
 
 
 def class_problems(mine: Sequence[str], other: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ Relative paths are relative to the project file.
 """
 
 from pipeline.config.data import DataConfig, GlyphData, ImageFolderData, PythonData, TorchvisionData
+from pipeline.config.features import FeatureConfig
 from pipeline.config.loading import load_project
 from pipeline.config.objectives import (
     AmalgamatedLayer,
@@ -33,6 +34,7 @@ __all__ = [
     "AmalgamatedLayer",
     "Amalgamation",
     "DataConfig",
+    "FeatureConfig",
     "GlyphData",
     "HardLabels",
     "ImageFolderData",

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from pipeline.config.base import Fraction, Name, PositiveInt, Settings
+from pipeline.config.features import FeatureConfig
 from pipeline.config.training import InputConfig, TrainingConfig
 from storage_schemas.selection import Selection, selection_problems
 from storage_schemas.soft_label_schema import Temperature
@@ -39,6 +40,17 @@ class TeacherConfig(Settings):
     input: InputConfig = InputConfig()
     batch_size: PositiveInt = 256
     training: SpecialistConfig | None = Field(None, description="overrides `specialists`")
+    features: tuple[FeatureConfig, ...] = Field(
+        (), description="blocks whose features are stored beside the labels of training rows"
+    )
+
+    @model_validator(mode="after")
+    def _features_have_names_of_their_own(self) -> TeacherConfig:
+        names = [feature.name for feature in self.features]
+        doubles = sorted({name for name in names if names.count(name) > 1})
+        if doubles:
+            raise ValueError(f"features must differ in block or reduce, got {doubles} twice")
+        return self
 
 
 DEFAULT_TOP_P = 0.95

@@ -1,6 +1,7 @@
 """Where targets come from: the abstract `SignalSource`, and the one that reads stores.
 
-In: hard labels from the manifest and soft labels of any number of stores, joined by (row, view).
+In: hard labels from the manifest, soft labels and block features of any number of stores, joined
+by (row, view).
 Left out: pixels, losses, and any teacher; a source that runs live teachers exists only as the
 baseline in `benchmarks/`.
 """
@@ -8,7 +9,7 @@ baseline in `benchmarks/`.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,10 +17,10 @@ import numpy.typing as npt
 import torch
 
 from pipeline.numerics.soft_label_batch import SoftLabelBatch
-from pipeline.objectives.base import TargetBatch
+from pipeline.objectives.base import BlockFeatureBatch, TargetBatch
 
 if TYPE_CHECKING:
-    from pipeline.store import SoftLabelStore
+    from pipeline.store import BlockFeatureStore, SoftLabelStore
 
 Rows = npt.NDArray[np.int64]
 MixWeights = Callable[[Rows, Rows], tuple[Rows, npt.NDArray[np.float32]]]
@@ -40,7 +41,7 @@ class SignalSource(abc.ABC):
 
 
 class StoredSignals(SignalSource):
-    """Hard labels and stored soft labels.
+    """Hard labels, stored soft labels and stored block features.
 
     Args:
         labels: (N,) label of every manifest row, as the student counts classes; -1: unlabelled.
@@ -52,6 +53,8 @@ class StoredSignals(SignalSource):
         held_rows: Ascending rows whose soft labels each process keeps in memory, from its first
             batch on; None: shards are cached as they come.
         held_views: (held rows, V) bool, which of their views exist; None: all.
+        features: By store number, the block features of its teacher. They are large: they are read
+            shard by shard, and kept as far as their own `cache_bytes` go.
 
     Raises:
         SchemaMismatchError: If a store does not declare the temperature; lists those it has.
@@ -67,6 +70,7 @@ class StoredSignals(SignalSource):
         mix_weights: MixWeights | None = None,
         held_rows: Rows | None = None,
         held_views: npt.NDArray[np.bool_] | None = None,
+        features: Mapping[int, BlockFeatureStore] | None = None,
     ) -> None:
         self._labels = labels
         self._stores = tuple(stores)
@@ -75,7 +79,9 @@ class StoredSignals(SignalSource):
         self._mix_weights = mix_weights
         self._to_hold, self._held_views = held_rows, held_views
         provides = {"labels"} if (labels >= 0).any() else set()
-        self.provides = frozenset(provides | ({"soft"} if self._stores else set()))
+        self._features = dict(features or {})
+        provides |= {"soft"} if self._stores else set()
+        self.provides = frozenset(provides | ({"features"} if self._features else set()))
         if self._stores:
             if routes is None or routes.shape[1] != len(self._stores):
                 raise ValueError("routes must have one column per store")
@@ -104,7 +110,24 @@ class StoredSignals(SignalSource):
             mix_weight=mix_weight,
             soft=self._soft(rows, views, labels) if self._stores else None,
             rows=torch.from_numpy(rows.astype(np.int64)),
+            features=self._block_features(rows, views, labels) if self._features else None,
         )
+
+    def _block_features(
+        self, rows: Rows, views: Rows, labels: Rows
+    ) -> dict[str, BlockFeatureBatch]:
+        assert self._routes is not None
+        batches = {}
+        for index, store in self._features.items():
+            present = self._routes[labels, index]
+            found = store.fetch(rows[present], views[present])
+            for array in store.schema.arrays:
+                values = np.zeros((len(rows), *array.shape), np.float32)
+                values[present] = found[array.name].values
+                batches[f"{store.schema.teacher}/{array.name}"] = BlockFeatureBatch(
+                    values=torch.from_numpy(values), present=torch.from_numpy(present)
+                )
+        return batches
 
     def _soft(self, rows: Rows, views: Rows, labels: Rows) -> SoftLabelBatch:
         assert self._routes is not None

@@ -1,5 +1,10 @@
-"""Soft-label stores on disk. The format is specified in storage_schemas/README.md."""
+"""Soft-label and block-feature stores. The format is specified in storage_schemas/README.md."""
 
+from pipeline.store.block_feature_store import (
+    BlockFeatureStore,
+    create_block_features,
+    open_block_features,
+)
 from pipeline.store.compare import compare_stores
 from pipeline.store.inspect import SAMPLED_LABELS, inspect_store
 from pipeline.store.layout import shard_layout
@@ -11,12 +16,15 @@ from pipeline.store.verify import take_out_of_use, verify_store
 
 __all__ = [
     "SAMPLED_LABELS",
+    "BlockFeatureStore",
     "SoftLabelStore",
     "StoreComparison",
     "StoreSummary",
     "compare_stores",
+    "create_block_features",
     "create_soft_labels",
     "inspect_store",
+    "open_block_features",
     "open_soft_labels",
     "shard_layout",
     "take_out_of_use",

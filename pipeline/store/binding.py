@@ -11,6 +11,7 @@ from typing import Any
 from pipeline.config import Project, TeacherConfig
 from pipeline.data.class_lists import label_map_of
 from pipeline.data.routing import split_labels, split_recipe
+from storage_schemas.block_features import BlockFeatureSchema
 from storage_schemas.fingerprint import file_digest
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import Manifest
@@ -40,8 +41,38 @@ def store_differences(
         if expected != got
     ]
     problems += class_problems(label_map_of(config, space).names, found.classes)
+    return problems + _made_for_another(project, config, manifest, split, found)
+
+
+def feature_differences(
+    project: Project,
+    config: TeacherConfig,
+    manifest: Manifest,
+    split: int,
+    found: BlockFeatureSchema,
+) -> list[str]:
+    """Return one sentence per field in which block features are not those that are asked for."""
+    expected, got = (
+        {f"{part['block']} {part['reduce']}": part for part in parts}
+        for parts in (
+            [feature.parts for feature in config.features],
+            found.fingerprint_parts.get("features", []),
+        )
+    )
+    problems = dict_problems("features", expected, got)
+    return problems + _made_for_another(project, config, manifest, split, found)
+
+
+def _made_for_another(
+    project: Project,
+    config: TeacherConfig,
+    manifest: Manifest,
+    split: int,
+    found: SoftLabelSchema | BlockFeatureSchema,
+) -> list[str]:
+    """Return what of recipe, teacher and images is another one."""
     recipe = split_recipe(project, split).model_dump(mode="json")
-    problems += dict_problems("recipe", recipe, found.recipe)
+    problems = dict_problems("recipe", recipe, found.recipe)
     teacher: dict[str, Any] = {
         "builder": config.builder,
         "builder_args": config.builder_args,

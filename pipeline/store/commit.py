@@ -21,13 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.locations import is_local
-from storage_schemas.soft_labels import SoftLabelSchema
+from storage_schemas.stored_array import StoreSchema
 
 SYNC_THREADS = 8
 
 
 def shard_crc(
-    schema: SoftLabelSchema, name: str, view: int, shard: int, values: npt.NDArray[Any]
+    schema: StoreSchema, name: str, view: int, shard: int, values: npt.NDArray[Any]
 ) -> int:
     """Return the crc32c of one decoded shard.
 
@@ -37,17 +37,19 @@ def shard_crc(
 
     Args:
         schema: Of the store.
-        name: ids or gaps.
+        name: Of the array.
         view: View of the shard.
         shard: Index along the rows.
-        values: (rows, columns) with rows <= shard_rows.
+        values: (rows, *cell) with rows <= shard_rows.
     """
     values = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
     place = f"{schema.fingerprint}/{name}/{view}/{shard}/".encode()
     crc: int = google_crc32c.extend(google_crc32c.value(place), values.view(np.uint8).reshape(-1))
-    missing = (schema.shard_rows - len(values)) * values.shape[1] * values.itemsize
-    # The fill value is the type's maximum: every byte of it is 0xff.
-    return int(google_crc32c.extend(crc, b"\xff" * missing)) if missing else crc
+    missing = schema.shard_rows - len(values)
+    if not missing:
+        return crc
+    array = next(array for array in schema.stored_arrays if array.name == name)
+    return int(google_crc32c.extend(crc, array.empty(missing).view(np.uint8).reshape(-1)))
 
 
 def sync(files: Iterable[Path], root: Path) -> None:

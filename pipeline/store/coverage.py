@@ -18,13 +18,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.store.block_feature_store import BlockFeatureStore
 from pipeline.store.soft_label_store import SoftLabelStore
 from storage_schemas.errors import CorruptLabelError, MissingLabelError
 
 Rows = npt.NDArray[np.int64]
+Store = SoftLabelStore | BlockFeatureStore
 
 
-def labelled_views(store: SoftLabelStore, rows: Rows, retired: Rows) -> npt.NDArray[np.bool_]:
+def labelled_views(store: Store, rows: Rows, retired: Rows) -> npt.NDArray[np.bool_]:
     """Return which labels exist: (views, n) bool for n rows.
 
     A shard that cannot be read has none: it is labelled again.
@@ -52,13 +54,12 @@ def labelled_views(store: SoftLabelStore, rows: Rows, retired: Rows) -> npt.NDAr
     return found
 
 
-def _labelled(store: SoftLabelStore, view: int, shard: int, places: Rows) -> npt.NDArray[np.bool_]:
+def _labelled(store: Store, view: int, shard: int, places: Rows) -> npt.NDArray[np.bool_]:
     try:
-        ids, _ = store.read_shard(view, shard)
+        first = store.read_shard(view, shard)[0]
     except (MissingLabelError, CorruptLabelError):
         return np.zeros(len(places), np.bool_)
-    labelled: npt.NDArray[np.bool_] = ids[places, 0] != store.schema.ids_fill
-    return labelled
+    return ~store.schema.stored_arrays[0].absent(first[places])
 
 
 def shards_without(
@@ -78,7 +79,7 @@ def shards_without(
     ]
 
 
-def missing_labels(store: SoftLabelStore, rows: Rows, retired: Rows) -> list[tuple[int, int]]:
+def missing_labels(store: Store, rows: Rows, retired: Rows) -> list[tuple[int, int]]:
     """Return the (view, shard) pairs in which labels of these rows are still to be written.
 
     Args:

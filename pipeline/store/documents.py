@@ -7,17 +7,19 @@ and documents made again after damage (repair.py).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.durable_files import write_durably
 from pipeline.locations import read_whole
-from pipeline.store.layout import ARRAYS, array_shape, limit_problems
+from pipeline.store.layout import COMMITS, array_names, array_shape, limit_problems, stored_array
 from storage_schemas.label_space import canonical_digest
-from storage_schemas.soft_labels import SoftLabelSchema
+from storage_schemas.stored_array import StoreSchema
 
 GROUP = {"zarr_format": 3, "node_type": "group"}
+SUBGROUP = {"attributes": {}, **GROUP}
 
 # Beyond it a few bytes of metadata could ask for any memory or time.
 LARGEST_DOCUMENT_BYTES = 2**26
@@ -49,7 +51,7 @@ def array_digest(document: dict[str, Any]) -> str:
     return canonical_digest({key: value for key, value in document.items() if key != "shape"})
 
 
-def shape_problems(schema: SoftLabelSchema, documents: dict[str, dict[str, Any]]) -> list[str]:
+def shape_problems(schema: StoreSchema, documents: dict[str, dict[str, Any]]) -> list[str]:
     """Return one sentence per way in which metadata do not hold what the schema says.
 
     Args:
@@ -57,40 +59,48 @@ def shape_problems(schema: SoftLabelSchema, documents: dict[str, dict[str, Any]]
         documents: Metadata documents of the arrays by name.
     """
     problems = limit_problems(schema)
-    wanted_types = {"ids": schema.ids_dtype, "gaps": schema.gaps_dtype, "commits": "uint32"}
-    wanted_fills = {"ids": schema.ids_fill, "gaps": schema.gaps_fill, "commits": 0}
     for name, document in documents.items():
-        v, n, columns = array_shape(schema, name)
-        rows = 1 if name == "commits" else schema.shard_rows
+        if name in schema.fitted_shapes:
+            continue  # checked against its own digest when it is read
+        v, n, *cell = array_shape(schema, name)
+        rows = 1 if name == COMMITS else schema.shard_rows
+        dtype, fill = _type_and_fill(schema, name)
         grid = _at(document, "chunk_grid", "configuration", "chunk_shape")
         for field, expected in (
-            ("data_type", str(wanted_types[name])),
-            ("fill_value", wanted_fills[name]),
+            ("data_type", dtype),
+            ("fill_value", fill),
         ):
             if document.get(field) != expected:
                 problems.append(f"{name}.{field} must be {expected!r}, got {document.get(field)!r}")
-        if grid != [1, rows, columns]:
-            problems.append(f"{name} shards must be {[1, rows, columns]}, got {grid}")
+        if grid != [1, rows, *cell]:
+            problems.append(f"{name} shards must be {[1, rows, *cell]}, got {grid}")
         shape = document.get("shape")
         # An interrupted growth leaves room for rows that the schema does not name yet.
         fits = (
             isinstance(shape, list)
-            and len(shape) == 3
-            and [shape[0], shape[2]] == [v, columns]
+            and len(shape) == 2 + len(cell)
+            and [shape[0], *shape[2:]] == [v, *cell]
             and isinstance(shape[1], int)
             and n <= shape[1] < 2**63
         )
         if not fits:
-            problems.append(f"{name}.shape must be {[v, n, columns]} or longer, got {shape}")
-        if name == "commits":
+            problems.append(f"{name}.shape must be {[v, n, *cell]} or longer, got {shape}")
+        if name == COMMITS:
             problems += _bytes_problems("commits.codecs", document.get("codecs"))
         else:
-            problems += _sharding_problems(name, document, [1, schema.chunk_rows, columns])
+            problems += _sharding_problems(name, document, [1, schema.chunk_rows, *cell])
         keys = document.get("chunk_key_encoding")
         separator = _at(document, "chunk_key_encoding", "configuration", "separator")
         if _at(document, "chunk_key_encoding", "name") != "default" or separator not in (None, "/"):
             problems.append(f"{name}.chunk_key_encoding must be the default with '/', got {keys}")
     return problems
+
+
+def _type_and_fill(schema: StoreSchema, name: str) -> tuple[str, int | str]:
+    if name == COMMITS:
+        return "uint32", 0
+    array = stored_array(schema, name)
+    return str(array.dtype), "NaN" if math.isnan(array.fill) else int(array.fill)
 
 
 def _at(tree: Any, *keys: str) -> Any:
@@ -145,7 +155,7 @@ def document_file(path: Path, name: str = "") -> Path:
 
 
 def write_attributes(
-    path: Path, schema: SoftLabelSchema, known: Mapping[str, Any] | None = None
+    path: Path, schema: StoreSchema, known: Mapping[str, Any] | None = None
 ) -> None:
     """Write the group's metadata: the schema, digests of the arrays' metadata, and their own.
 
@@ -157,8 +167,8 @@ def write_attributes(
         known: Attributes of others that stay.
     """
     signed = {
-        "soft_labels": schema.to_attributes(),
-        "arrays": {name: array_digest(read_document(path, name)) for name in ARRAYS},
+        schema.kind: schema.to_attributes(),
+        "arrays": {name: array_digest(read_document(path, name)) for name in array_names(schema)},
     }
     attributes = {**(known or {}), **signed, "digest": canonical_digest(signed)}
     replace_document(path / "zarr.json", {"attributes": attributes, **GROUP})

@@ -1,19 +1,34 @@
-"""Which rows of a shard are labelled, and whether their values may stand there.
+"""Which rows of a shard are written, and whether their values may stand there.
 
 In: the rules of storage_schemas/README.md, section 3, for stored ids and gaps of every selection.
-Left out: checksums (commit.py) and the structure of files (shard_index.py).
+Those of block features are with their code (storage_schemas.block_features). Left out: checksums
+(commit.py) and the structure of files (shard_index.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from storage_schemas.block_features import BlockFeatureSchema, feature_problems
 from storage_schemas.soft_labels import SoftLabelSchema
+from storage_schemas.stored_array import StoreSchema
 
 Array = npt.NDArray[Any]
+
+
+def row_problems(
+    schema: StoreSchema, values: Sequence[Array]
+) -> tuple[npt.NDArray[np.bool_], list[str]]:
+    """Return which rows of a shard are written, (rows,) bool, and what is wrong with the values."""
+    if isinstance(schema, BlockFeatureSchema):
+        return feature_problems(schema, values)
+    assert isinstance(schema, SoftLabelSchema)
+    ids, gaps = values
+    return label_problems(schema, ids, gaps)
 
 
 def label_problems(

@@ -1,7 +1,7 @@
-"""Where the bytes of a soft-label store lie: shapes, shards, codecs, files.
+"""Where the bytes of a store lie: shapes, shards, codecs, files.
 
-In: the shard layout for a number of rows, the three Zarr arrays with their codecs, and the file of
-each shard. Left out: what the numbers mean (storage_schemas) and when they are written (commit.py).
+In: the shard layout for a number of rows, the Zarr arrays with their codecs, and the file of each
+shard. Left out: what the numbers mean (storage_schemas) and when they are written (commit.py).
 
 Only codecs of the Zarr v3 core are used, so that other implementations read the same bytes. The
 choices were measured: see "layout" in storage_schemas/README.md.
@@ -9,18 +9,21 @@ choices were measured: see "layout" in storage_schemas/README.md.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.storage import FsspecStore
 
 from pipeline.locations import is_local
 from storage_schemas.errors import ConfigError
-from storage_schemas.soft_labels import SoftLabelSchema
+from storage_schemas.stored_array import StoredArray, StoreSchema
 
-ARRAYS = ("ids", "gaps", "commits")
+COMMITS = "commits"
 LARGEST_SHARD_ROWS = 262_144
 SMALLEST_SHARD_ROWS = 4_096
 LARGEST_CHUNK_ROWS = 16_384
@@ -72,11 +75,32 @@ def shard_layout(
     return shard_rows, chunk_rows
 
 
-def array_shape(schema: SoftLabelSchema, name: str) -> tuple[int, int, int]:
+def array_names(schema: StoreSchema) -> tuple[str, ...]:
+    """Return the names of all arrays: of the data, of their records, and of what was fitted."""
+    return (*_growing(schema), *schema.fitted_shapes)
+
+
+def _growing(schema: StoreSchema) -> tuple[str, ...]:
+    return (*(array.name for array in schema.stored_arrays), COMMITS)
+
+
+def group_names(schema: StoreSchema) -> tuple[str, ...]:
+    """Return the groups inside the store's own: one for each kind of constant."""
+    return tuple(dict.fromkeys(name.rpartition("/")[0] for name in schema.fitted_shapes))
+
+
+def array_shape(schema: StoreSchema, name: str) -> tuple[int, ...]:
     """Return the shape of one array."""
-    if name == "commits":
-        return schema.num_views, schema.num_shards, 3
-    return schema.num_views, schema.num_rows, schema.k if name == "ids" else schema.columns
+    if name == COMMITS:
+        return schema.num_views, schema.num_shards, 1 + len(schema.stored_arrays)
+    if name in schema.fitted_shapes:
+        return schema.fitted_shapes[name]
+    return schema.num_views, schema.num_rows, *stored_array(schema, name).cell
+
+
+def stored_array(schema: StoreSchema, name: str) -> StoredArray:
+    """Return one array of a shard by name."""
+    return next(array for array in schema.stored_arrays if array.name == name)
 
 
 def array_place(path: Path) -> Path | FsspecStore:
@@ -86,69 +110,87 @@ def array_place(path: Path) -> Path | FsspecStore:
     return FsspecStore.from_url(str(path), storage_options=dict(cast(Any, path).storage_options))
 
 
-def create_arrays(path: Path, schema: SoftLabelSchema) -> None:
-    """Create the three arrays, empty; what lies in their folders is removed."""
-    for name, dtype, fill, compressor in (
-        (
-            "ids",
-            schema.ids_dtype,
-            schema.ids_fill,
-            BloscCodec(
-                cname="zstd",
-                clevel=5,
-                shuffle="bitshuffle",
-                typesize=schema.ids_dtype.itemsize,
-            ),
-        ),
-        (
-            "gaps",
-            schema.gaps_dtype,
-            schema.gaps_fill,
-            ZstdCodec(level=1)
-            if schema.columns < BLOSC_COLUMNS
-            else BloscCodec(
-                cname="zstd",
-                clevel=1,
-                shuffle="bitshuffle",
-                typesize=schema.gaps_dtype.itemsize,
-            ),
-        ),
-    ):
-        shape = array_shape(schema, name)
+def _compressor(array: StoredArray) -> BloscCodec | ZstdCodec:
+    if array.name == "gaps" and array.cell[0] < BLOSC_COLUMNS:
+        return ZstdCodec(level=1)
+    return BloscCodec(
+        cname="zstd",
+        clevel=5 if array.name == "ids" else 1,
+        shuffle="bitshuffle",
+        typesize=array.dtype.itemsize,
+    )
+
+
+def create_arrays(
+    path: Path, schema: StoreSchema, fitted: Mapping[str, npt.NDArray[np.float64]] | None = None
+) -> None:
+    """Create the arrays, empty but for what was fitted; what lies in their folders is removed."""
+    for array in schema.stored_arrays:
         zarr.create_array(
-            array_place(path / name),
-            shape=shape,
-            dtype=dtype,
-            fill_value=fill,
-            shards=(1, schema.shard_rows, shape[2]),
-            chunks=(1, schema.chunk_rows, shape[2]),
+            array_place(path / array.name),
+            shape=array_shape(schema, array.name),
+            dtype=array.dtype,
+            fill_value=array.fill,
+            shards=(1, schema.shard_rows, *array.cell),
+            chunks=(1, schema.chunk_rows, *array.cell),
             filters=None,
-            compressors=[compressor, Crc32cCodec()],
-            dimension_names=("view", "row", "rank" if name == "ids" else "column"),
+            compressors=[_compressor(array), Crc32cCodec()],
+            dimension_names=("view", "row", *array.dimensions),
             overwrite=True,
         )
+    shape = array_shape(schema, COMMITS)
     zarr.create_array(
-        array_place(path / "commits"),
-        shape=array_shape(schema, "commits"),
+        array_place(path / COMMITS),
+        shape=shape,
         dtype="uint32",
         fill_value=0,
-        chunks=(1, 1, 3),
+        chunks=(1, 1, shape[2]),
         filters=None,
         compressors=[Crc32cCodec()],
         dimension_names=("view", "shard", "field"),
         overwrite=True,
     )
+    for name, shape in schema.fitted_shapes.items():
+        made = zarr.create_array(
+            array_place(path / name),
+            shape=shape,
+            dtype="float64",
+            fill_value=0,
+            chunks=shape,
+            filters=None,
+            compressors=[Crc32cCodec()],
+            overwrite=True,
+        )
+        if fitted is not None:
+            made[...] = fitted[name]
 
 
-def shard_file(path: Path, name: str, view: int, shard: int) -> Path:
-    """Return the file of one shard, or of one commit record."""
-    return path / name / "c" / str(view) / str(shard) / "0"
+def shard_file(path: Path, name: str, view: int, shard: int, axes: int = 1) -> Path:
+    """Return the file of one shard, or of one commit record.
+
+    Args:
+        path: Of the store.
+        name: Of the array.
+        view: View of the shard.
+        shard: Index along the rows.
+        axes: Axes of the array after view and row.
+    """
+    return (path / name / "c" / str(view) / str(shard)).joinpath(*["0"] * axes)
 
 
-def limit_problems(schema: SoftLabelSchema) -> list[str]:
+def shard_files(schema: StoreSchema, path: Path, view: int, shard: int) -> dict[str, Path]:
+    """Return the files of one shard by array, its commit record the last."""
+    files = {
+        array.name: shard_file(path, array.name, view, shard, len(array.cell))
+        for array in schema.stored_arrays
+    }
+    return {**files, COMMITS: shard_file(path, COMMITS, view, shard)}
+
+
+def limit_problems(schema: StoreSchema) -> list[str]:
     """Return one sentence per limit of this reader that a store goes beyond."""
     rows = min(schema.shard_rows, max(schema.num_rows, schema.chunk_rows))
-    shard_bytes = rows * schema.label_bytes
+    shard_bytes = rows * sum(array.row_bytes for array in schema.stored_arrays)
     shards = schema.num_views * schema.num_shards
     found = (
         ("bytes of one shard", shard_bytes, LARGEST_SHARD_BYTES),

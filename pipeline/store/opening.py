@@ -1,6 +1,8 @@
 """Creating a store, and opening one only if it is what the reader expects.
 
-In: `create_soft_labels`, `open_soft_labels`, the group's metadata. Left out: labels (shards.py).
+In: `create_store` and `read_stored` for a store of any kind, `create_soft_labels` and
+`open_soft_labels`, the group's metadata. Left out: labels (shards.py), and the handle of block
+features (block_feature_store.py).
 """
 
 from __future__ import annotations
@@ -11,29 +13,37 @@ import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from pipeline.durable_files import not_written
 from pipeline.locations import is_local, location, storage_errors
 from pipeline.store.commit import sync
 from pipeline.store.documents import (
     GROUP,
+    SUBGROUP,
     array_digest,
     document_file,
     read_document,
+    replace_document,
     shape_problems,
     write_attributes,
 )
-from pipeline.store.layout import ARRAYS, create_arrays, limit_problems
+from pipeline.store.layout import array_names, create_arrays, group_names, limit_problems
 from pipeline.store.soft_label_store import DEFAULT_CACHE_BYTES, SoftLabelStore
 from pipeline.workspace import inside
+from storage_schemas.block_features import BlockFeatureSchema
 from storage_schemas.errors import CorruptLabelError, SchemaMismatchError, StoreError
 from storage_schemas.label_space import LabelSpace, canonical_digest
-from storage_schemas.soft_label_schema import SOFT_LABEL_VERSION
 from storage_schemas.soft_labels import SoftLabelSchema
 
+Schema = TypeVar("Schema", SoftLabelSchema, BlockFeatureSchema)
+Fitted = Mapping[str, npt.NDArray[np.float64]]
 
-def stamped(schema: SoftLabelSchema) -> SoftLabelSchema:
+
+def stamped(schema: Schema) -> Schema:
     """Return a schema with library versions and the time filled in where they are empty."""
     filled: dict[str, Any] = {}
     if not schema.library_versions:
@@ -46,15 +56,34 @@ def stamped(schema: SoftLabelSchema) -> SoftLabelSchema:
 def create_soft_labels(
     path: Path, schema: SoftLabelSchema, *, cache_bytes: int = DEFAULT_CACHE_BYTES
 ) -> SoftLabelStore:
-    """Create an empty store, never seen half made.
-
-    On a disk it is made beside the final place and renamed. In a bucket its own metadata are put
-    last: without them there is no store, and what a killed creation left is overwritten.
+    """Create an empty store of soft labels (see `create_store`).
 
     Args:
         path: Where it goes, e.g. labels/<teacher>/<fingerprint>.zarr.
         schema: What it says of itself. Library versions and the time are filled in when empty.
         cache_bytes: Memory for shards that `read` and `fetch` have decompressed.
+
+    Raises:
+        SchemaMismatchError: If it would be larger than readers take on; lists every limit.
+        StoreError: If something is there already, or the place cannot be written.
+    """
+    path, schema = create_store(path, schema)
+    return SoftLabelStore(path, schema, schema.label_map, cache_bytes)
+
+
+def create_store(path: Path, schema: Schema, fitted: Fitted | None = None) -> tuple[Path, Schema]:
+    """Create an empty store of any kind, never seen half made.
+
+    On a disk it is made beside the final place and renamed. In a bucket its own metadata are put
+    last: without them there is no store, and what a killed creation left is overwritten.
+
+    Args:
+        path: Where it goes.
+        schema: What it says of itself. Library versions and the time are filled in when empty.
+        fitted: Its constant arrays by name.
+
+    Returns:
+        Where it is, and its schema with everything filled in.
 
     Raises:
         SchemaMismatchError: If it would be larger than readers take on; lists every limit.
@@ -68,10 +97,11 @@ def create_soft_labels(
     try:
         if has_store(path):
             raise StoreError(f"{path} is there already; open it, or delete it to label anew")
-        _create_on_disk(path, schema) if is_local(path) else _create_in_place(path, schema)
+        make = _create_on_disk if is_local(path) else _create_in_place
+        make(path, schema, fitted or {})
     except storage_errors() as error:
         raise not_written(path, path.parent, error) from error
-    return SoftLabelStore(path, schema, schema.label_map, cache_bytes)
+    return path, schema
 
 
 def has_store(path: Path) -> bool:
@@ -79,18 +109,20 @@ def has_store(path: Path) -> bool:
     return path.exists() if is_local(path) else (path / "zarr.json").exists()
 
 
-def _create_in_place(path: Path, schema: SoftLabelSchema) -> None:
-    create_arrays(path, schema)
+def _create_in_place(path: Path, schema: Schema, fitted: Fitted) -> None:
+    create_arrays(path, schema, fitted)
+    for name in group_names(schema):
+        replace_document(document_file(path, name), SUBGROUP)
     write_attributes(path, schema)
 
 
-def _create_on_disk(path: Path, schema: SoftLabelSchema) -> None:
+def _create_on_disk(path: Path, schema: Schema, fitted: Fitted) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:
         made.chmod(0o755)
-        _create_in_place(made, schema)
-        sync([made / name / "zarr.json" for name in ("", *ARRAYS)], made.parent)
+        _create_in_place(made, schema, fitted)
+        sync([file for file in made.rglob("*") if file.is_file()], made.parent)
         made.rename(path)
         sync([], path.parent)
     finally:
@@ -103,16 +135,14 @@ def _altered(path: Path, what: str, why: str) -> CorruptLabelError:
     )
 
 
-def _document(path: Path, name: str = "") -> dict[str, Any]:
+def _document(path: Path, noun: str, name: str = "") -> dict[str, Any]:
     what = f"array {name}" if name else "the group"
     inside(path, document_file(path, name))
     try:
         return read_document(path, name)
     except (FileNotFoundError, NotADirectoryError) as error:
         if not name and not (is_local(path) and path.is_dir()):
-            raise StoreError(
-                f"no soft-label store at {path}; run `concentrate label` first"
-            ) from None
+            raise StoreError(f"no {noun} at {path}; run `concentrate label` first") from None
         raise _altered(path, what, f"cannot be read: {error}") from error
     except ValueError as error:
         raise _altered(path, what, f"cannot be read: {error}") from error
@@ -120,17 +150,24 @@ def _document(path: Path, name: str = "") -> dict[str, Any]:
         raise StoreError(f"{path}: metadata of {what} cannot be read: {error}") from error
 
 
-def signed_attributes(document: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def signed_attributes(
+    document: Mapping[str, Any] | None, kind: str = SoftLabelSchema.kind
+) -> dict[str, Any] | None:
     """Return the attributes of a group's document, or None if their digest does not fit."""
     attributes = None if document is None else document.get("attributes")
     if not isinstance(attributes, dict):
         return None
-    signed = {name: attributes.get(name) for name in ("soft_labels", "arrays")}
+    signed = {name: attributes.get(name) for name in (kind, "arrays")}
     whole = all(isinstance(value, dict) for value in signed.values())
     return attributes if whole and attributes.get("digest") == canonical_digest(signed) else None
 
 
 def read_schema(path: Path) -> tuple[SoftLabelSchema, list[str]]:
+    """Return what a store of soft labels says of itself (see `read_stored`)."""
+    return read_stored(path, SoftLabelSchema)
+
+
+def read_stored(path: Path, model: type[Schema]) -> tuple[Schema, list[str]]:
     """Return what a store says of itself, and how its arrays differ from that.
 
     Raises:
@@ -138,21 +175,21 @@ def read_schema(path: Path) -> tuple[SoftLabelSchema, list[str]]:
         SchemaMismatchError: If it is of another kind or version; lists every field.
         CorruptLabelError: If its metadata was altered.
     """
-    document = _document(path)
+    document = _document(path, model.noun)
     attributes = document.get("attributes")
-    said = attributes.get("soft_labels") if isinstance(attributes, dict) else None
+    said = attributes.get(model.kind) if isinstance(attributes, dict) else None
     if not isinstance(attributes, dict) or not isinstance(said, dict):
         raise SchemaMismatchError(
-            str(path), ["attribute 'soft_labels' must be there: this is not a soft-label store"]
+            str(path), [f"attribute {model.kind!r} must be there: this is not a {model.noun}"]
         )
-    whole = signed_attributes(document) is not None
+    whole = signed_attributes(document, model.kind) is not None
     # A newer version may sign itself in another way: it is refused as newer, not as altered.
-    if said.get("version") == SOFT_LABEL_VERSION and not whole:
+    if said.get("version") == model.own_version and not whole:
         raise _altered(path, "the group", "was altered: its digest does not fit")
-    schema = SoftLabelSchema.from_attributes(said, str(path))
+    schema = model.from_attributes(said, str(path))
     if any(document.get(name) != value for name, value in GROUP.items()):
         raise _altered(path, "the group", f"was altered: it must say {GROUP}")
-    documents = {name: _document(path, name) for name in ARRAYS}
+    documents = {name: _document(path, model.noun, name) for name in array_names(schema)}
     for name, found in documents.items():
         if array_digest(found) != attributes["arrays"].get(name):
             raise _altered(path, f"array {name}", "was altered: its digest does not fit")

@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from pipeline.config import Project
+from pipeline.config import Project, TeacherConfig
 from pipeline.data.routing import (
     mix_pools,
     retired_rows,
@@ -26,7 +26,8 @@ from pipeline.data.routing import (
     routed_rows,
     split_recipe,
 )
-from pipeline.store.binding import store_differences
+from pipeline.store.binding import feature_differences, store_differences
+from pipeline.store.block_feature_store import BlockFeatureStore, open_block_features
 from pipeline.store.coverage import (
     AvailablePairs,
     common_pairs,
@@ -45,7 +46,7 @@ from storage_schemas.errors import (
 from storage_schemas.exactness import Exactness
 from storage_schemas.fingerprint import FINGERPRINT_DIGITS
 from storage_schemas.label_space import LabelSpace
-from storage_schemas.manifest import Manifest
+from storage_schemas.manifest import TRAIN, Manifest
 
 Rows = npt.NDArray[np.int64]
 SPLIT_NAMES = ("train", "test")
@@ -64,6 +65,7 @@ class PublishedLabels:
         available: The (row, view) pairs to train on; None when that is every pair.
         labelled_rows: Of each, the rows labelled in every view; None when that is every row.
         unpublished: Teachers of which nothing is published; they take no part.
+        features: By position of the teacher, its block features, where the student reads them.
     """
 
     names: tuple[str, ...] = ()
@@ -73,6 +75,7 @@ class PublishedLabels:
     available: AvailablePairs | None = None
     labelled_rows: tuple[Rows, ...] | None = None
     unpublished: tuple[str, ...] = ()
+    features: Mapping[int, BlockFeatureStore] = field(default_factory=dict)
 
     @property
     def is_partial(self) -> bool:
@@ -97,6 +100,27 @@ class PublishedLabels:
             for name, store in zip(self.names, self.stores, strict=True)
         ]
 
+    def feature_identity(self) -> list[list[str]]:
+        """Return name, fingerprint and digest of all commit records of each feature store."""
+        return [
+            [self.names[index], store.schema.fingerprint, commits_digest(store)]
+            for index, store in self.features.items()
+        ]
+
+    @property
+    def feature_shapes(self) -> dict[str, tuple[int, int, int]]:
+        """(channels, height, width) of each block feature by `<teacher>/<array>`."""
+        return {name: s for store in self.features.values() for name, s in store.shapes.items()}
+
+    def feature_bytes(self, manifest: Manifest, split: int) -> int:
+        """Return the memory that all block features of a split take, as stored."""
+        assert self.routes is not None
+        total = 0
+        for index, store in self.features.items():
+            rows = routed_rows(manifest, split, self.routes[:, index])
+            total += len(rows) * store.schema.num_views * store.schema.row_bytes
+        return total
+
     def held_bytes(self, manifest: Manifest, split: int) -> int:
         """Return the memory that all labels of a split take, as stored."""
         assert self.routes is not None
@@ -109,7 +133,7 @@ class PublishedLabels:
         return total
 
 
-def commits_digest(store: SoftLabelStore) -> str:
+def commits_digest(store: SoftLabelStore | BlockFeatureStore) -> str:
     """Return the sha256 hex digest of a store's commit records up to its last labelled shard."""
     commits = store.commits
     used = np.flatnonzero(commits[:, :, 0].any(axis=0))
@@ -127,7 +151,11 @@ def rows_to_label(
 
 
 def publish(
-    workspace: Workspace, teacher: str, fingerprints: Mapping[str, str], cost: Mapping[str, int]
+    workspace: Workspace,
+    teacher: str,
+    fingerprints: Mapping[str, str],
+    cost: Mapping[str, int],
+    features: Mapping[str, str] | None = None,
 ) -> None:
     """Say which stores of a teacher are current.
 
@@ -136,8 +164,11 @@ def publish(
         teacher: Its name.
         fingerprints: By split name.
         cost: Parameters and FLOPs of its network, for the comparison with the student.
+        features: Fingerprints of its block features by split name, where it has some.
     """
     record = {"stores": dict(fingerprints), "cost": dict(cost)}
+    if features:
+        record["features"] = dict(features)
     path = workspace.published(teacher)
     if read_record(path) != record:
         write_record(path, record)
@@ -165,8 +196,23 @@ def published_path(workspace: Workspace, teacher: str, split: int) -> Path | Non
     Raises:
         StoreError: If the record names something that is no store of this teacher.
     """
+    found = _published_fingerprint(workspace, teacher, split, "stores")
+    return None if found is None else workspace.labels(teacher, found)
+
+
+def published_features_path(workspace: Workspace, teacher: str, split: int) -> Path | None:
+    """Return the path of a teacher's current block features, or None where there are none.
+
+    Raises:
+        StoreError: If the record names something that is no store of this teacher.
+    """
+    found = _published_fingerprint(workspace, teacher, split, "features")
+    return None if found is None else workspace.features(teacher, found)
+
+
+def _published_fingerprint(workspace: Workspace, teacher: str, split: int, kind: str) -> str | None:
     path = workspace.published(teacher)
-    stores = (read_record(path) or {}).get("stores", {})
+    stores = (read_record(path) or {}).get(kind, {})
     found = stores.get(SPLIT_NAMES[split]) if isinstance(stores, dict) else stores
     if found is None:
         return None
@@ -175,7 +221,7 @@ def published_path(workspace: Workspace, teacher: str, split: int) -> Path | Non
             f"{path}: a store must be named by {FINGERPRINT_DIGITS} hex digits, got {found!r:.80}; "
             "delete the file and run `concentrate label`"
         )
-    return workspace.labels(teacher, found)
+    return found
 
 
 def has_usable_labels(
@@ -205,6 +251,9 @@ def open_published(
 ) -> PublishedLabels:
     """Open the current stores of all teachers of a project.
 
+    Block features of the training rows are opened where the student's objective reads them; a
+    label counts as there only if its features are, too.
+
     With `student.allow_partial`, labels that are missing are no error: `available` says which
     pairs there are, and teachers of which nothing is published take no part. A view that mixes in
     an image which is gone or has changed since is never available.
@@ -227,6 +276,8 @@ def open_published(
     unpublished: list[str] = []
     routes = []
     labelled: list[tuple[Rows, npt.NDArray[np.bool_]]] = []
+    features: dict[int, BlockFeatureStore] = {}
+    reads_features = split == TRAIN and "features" in project.student.objective.reads
     for config in project.teachers:
         path = published_path(workspace, config.name, split)
         if path is None:
@@ -248,6 +299,21 @@ def open_published(
         missing = shards_without(found, rows, store.schema.shard_rows)
         if missing:
             absent.append(f"{config.name} ({len(missing)} shards)")
+        if reads_features and config.features:
+            try:
+                own = _open_features(project, config, manifest, cache_bytes)
+            except SchemaMismatchError as error:
+                problems += [f"{config.name}: {problem}" for problem in error.problems]
+            except MissingLabelError:
+                absent.append(f"{config.name} (features)")
+                found &= False
+            else:
+                there = labelled_views(own, rows, retired_rows(manifest, split, table))
+                missing = shards_without(there, rows, own.schema.shard_rows)
+                if missing:
+                    absent.append(f"{config.name} ({len(missing)} shards of features)")
+                found &= there
+                features[len(stores)] = own
         stores[config.name] = store
         routes.append(table)
         labelled.append((rows, found))
@@ -274,7 +340,30 @@ def open_published(
             else tuple(rows[found.all(axis=0)] for rows, found in labelled)
         ),
         unpublished=tuple(unpublished),
+        features=features,
     )
+
+
+def _open_features(
+    project: Project, config: TeacherConfig, manifest: Manifest, cache_bytes: int
+) -> BlockFeatureStore:
+    """Open the published block features of one teacher's training rows.
+
+    Raises:
+        MissingLabelError: If none are published.
+        SchemaMismatchError: If they are not those of the project file; lists every field.
+    """
+    path = published_features_path(Workspace(project.workspace), config.name, TRAIN)
+    if path is None:
+        raise MissingLabelError(
+            f"no block features of {config.name} are published; run `concentrate label`"
+        )
+    owners = sum(bool(teacher.features) for teacher in project.teachers)
+    store = open_block_features(path, cache_bytes=cache_bytes // owners)
+    problems = feature_differences(project, config, manifest, TRAIN, store.schema)
+    if problems:
+        raise SchemaMismatchError(str(path), problems)
+    return store
 
 
 def _mixed_with_retired(

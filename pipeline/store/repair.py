@@ -13,23 +13,29 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline.locations import is_local, storage_errors
+from pipeline.store.block_feature_store import BlockFeatureStore, open_block_features
 from pipeline.store.documents import (
+    SUBGROUP,
     array_digest,
     document_file,
     read_document,
     replace_document,
     write_attributes,
 )
-from pipeline.store.layout import ARRAYS, array_shape, create_arrays
+from pipeline.store.layout import array_names, array_shape, create_arrays, group_names
 from pipeline.store.opening import open_soft_labels, signed_attributes, stamped
+from pipeline.store.soft_label_store import SoftLabelStore
 from pipeline.store.verify import metadata_problems, take_out_of_use
+from storage_schemas.block_features import BlockFeatureSchema
 from storage_schemas.errors import CorruptLabelError, SchemaMismatchError, StoreError
 from storage_schemas.soft_labels import SoftLabelSchema
+from storage_schemas.stored_array import StoreSchema
 
 Documents = dict[str, dict[str, Any]]
+Schema = TypeVar("Schema", SoftLabelSchema, BlockFeatureSchema)
 
 
 def has_remains(path: Path) -> bool:
@@ -43,9 +49,7 @@ def has_remains(path: Path) -> bool:
     return document_file(path).exists() or (path / "commits" / "c").exists()
 
 
-def repair_metadata(
-    path: Path, expected: SoftLabelSchema, grown_at: Sequence[int] = ()
-) -> list[str]:
+def repair_metadata(path: Path, expected: Schema, grown_at: Sequence[int] = ()) -> list[str]:
     """Make damaged documents of a store again, and take shards that do not fit out of use.
 
     The caller holds the writer lock of the store.
@@ -65,18 +69,19 @@ def repair_metadata(
     """
     readable = True
     try:
-        problems = metadata_problems(open_soft_labels(path))
+        problems = metadata_problems(_opened(path, expected))
     except (StoreError, SchemaMismatchError) as error:
         problems, readable = [str(error)], False
     if not problems:
         return []
-    found = {name: document for name in ARRAYS if (document := _document(path, name)) is not None}
-    attributes = signed_attributes(_document(path))
+    names = array_names(expected)
+    found = {name: document for name in names if (document := _document(path, name)) is not None}
+    attributes = signed_attributes(_document(path), expected.kind)
     if attributes is None:
         schema = _recovered(path, expected, found, grown_at)
         signed = {name: array_digest(document) for name, document in _fresh(schema).items()}
     else:
-        schema = SoftLabelSchema.from_attributes(attributes["soft_labels"], str(path))
+        schema = type(expected).from_attributes(attributes[expected.kind], str(path))
         signed = attributes["arrays"]
     for name, fresh in _fresh(schema).items():
         candidates = [found.get(name, {}), fresh]
@@ -85,10 +90,18 @@ def repair_metadata(
             raise _beyond_repair(path, f"array {name}")
         shape = list(array_shape(schema, name))
         replace_document(document_file(path, name), {**sound[0], "shape": shape})
+    for name in group_names(schema):
+        replace_document(document_file(path, name), SUBGROUP)
     write_attributes(path, schema, attributes)
     if not readable:
-        take_out_of_use(open_soft_labels(path), "full")
+        take_out_of_use(_opened(path, schema), "full")
     return problems
+
+
+def _opened(path: Path, schema: Schema) -> SoftLabelStore | BlockFeatureStore:
+    if isinstance(schema, BlockFeatureSchema):
+        return open_block_features(path)
+    return open_soft_labels(path)
 
 
 def _document(path: Path, name: str = "") -> dict[str, Any] | None:
@@ -100,11 +113,9 @@ def _document(path: Path, name: str = "") -> dict[str, Any] | None:
         return None
 
 
-def _recovered(
-    path: Path, expected: SoftLabelSchema, found: Documents, grown_at: Sequence[int]
-) -> SoftLabelSchema:
+def _recovered(path: Path, expected: Schema, found: Documents, grown_at: Sequence[int]) -> Schema:
     """Return the schema of a store whose group's document is lost, from an array that is left."""
-    for name in ("ids", "gaps"):
+    for name in [array.name for array in expected.stored_arrays]:
         try:
             document = found[name]
             layout = {
@@ -113,7 +124,7 @@ def _recovered(
                 "chunk_rows": int(document["codecs"][0]["configuration"]["chunk_shape"][1]),
             }
             growth = {"grown_at": tuple(at for at in grown_at if at < layout["num_rows"])}
-            schema = SoftLabelSchema.model_validate(expected.model_dump() | layout | growth)
+            schema = type(expected).model_validate(expected.model_dump() | layout | growth)
         except (KeyError, IndexError, TypeError, ValueError):
             continue
         if array_digest(document) == array_digest(_fresh(schema)[name]):
@@ -127,8 +138,8 @@ def _beyond_repair(path: Path, what: str) -> CorruptLabelError:
     )
 
 
-def _fresh(schema: SoftLabelSchema) -> Documents:
+def _fresh(schema: StoreSchema) -> Documents:
     """Return the arrays' documents as a writer of this schema writes them."""
     with tempfile.TemporaryDirectory() as folder:
         create_arrays(Path(folder), schema)
-        return {name: read_document(Path(folder), name) for name in ARRAYS}
+        return {name: read_document(Path(folder), name) for name in array_names(schema)}

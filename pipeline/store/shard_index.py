@@ -12,6 +12,7 @@ that of the `sharding_indexed` codec of the Zarr v3 specification.
 from __future__ import annotations
 
 import io
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ def shard_form(document: dict[str, Any], itemsize: int) -> ShardForm:
     names = [codec["name"] for codec in sharding["codecs"]]
     return ShardForm(
         chunks=shard[1] // chunk[1],
-        chunk_bytes=chunk[1] * chunk[2] * itemsize,
+        chunk_bytes=math.prod(chunk[1:]) * itemsize,
         codecs=tuple(names[names.index("bytes") + 1 :]),
     )
 

@@ -1,6 +1,6 @@
 """One shard at a time: the commit record, the durable write, the checked read.
 
-In: `ShardFiles`, which owns the three Zarr arrays of a store. Left out: rows across shards
+In: `ShardFiles`, which owns the Zarr arrays of a store. Left out: rows across shards
 (row_reader.py), what the numbers mean (storage_schemas).
 """
 
@@ -22,14 +22,21 @@ from pipeline.durable_files import not_written
 from pipeline.locations import is_local, read_whole, remove, storage_errors
 from pipeline.store.commit import shard_crc, sync
 from pipeline.store.documents import read_document
-from pipeline.store.labelled_rows import label_problems
-from pipeline.store.layout import ARRAYS, array_place, array_shape, shard_file
+from pipeline.store.labelled_rows import row_problems
+from pipeline.store.layout import (
+    COMMITS,
+    array_place,
+    array_shape,
+    shard_file,
+    shard_files,
+    stored_array,
+)
 from pipeline.store.lock import share_reader_lock
 from pipeline.store.shard_bytes import decode_shard_bytes, is_plain
 from pipeline.store.shard_index import ShardForm, shard_form, shard_problem
 from pipeline.workspace import inside
 from storage_schemas.errors import CorruptLabelError, MissingLabelError, StoreError
-from storage_schemas.soft_labels import SoftLabelSchema
+from storage_schemas.stored_array import StoreSchema
 
 Array = npt.NDArray[Any]
 DECODING_ERRORS = (
@@ -49,7 +56,7 @@ class ShardFiles:
         schema: What its attributes say.
     """
 
-    def __init__(self, path: Path, schema: SoftLabelSchema) -> None:
+    def __init__(self, path: Path, schema: StoreSchema) -> None:
         self.path = path
         self.schema = schema
         self._arrays: dict[str, zarr.Array[Any]] = {}
@@ -82,10 +89,10 @@ class ShardFiles:
     ) -> str | None:
         """Return what is wrong with a shard file as a file (see `shard_index.shard_problem`)."""
         if name not in self._forms:
-            types = {"ids": self.schema.ids_dtype, "gaps": self.schema.gaps_dtype}
             document = read_document(self.path, name)
-            self._forms[name] = shard_form(document, types[name].itemsize)
-        file = shard_file(self.path, name, view, shard)
+            itemsize = stored_array(self.schema, name).dtype.itemsize
+            self._forms[name] = shard_form(document, itemsize)
+        file = shard_files(self.schema, self.path, view, shard)[name]
         return shard_problem(file, self._forms[name], heads=heads)
 
     def _check_place(self, view: int, shard: int) -> None:
@@ -101,64 +108,70 @@ class ShardFiles:
         return range(first, min(first + self.schema.shard_rows, self.schema.num_rows))
 
     def commits(self) -> npt.NDArray[np.uint32]:
-        """Return all commit records, (views, shards, 3); zero where one cannot be read."""
+        """Return all commit records, (views, shards, fields); zero where one cannot be read."""
         schema = self.schema
         try:
-            return np.asarray(self._array("commits")[:, : schema.num_shards, :])
+            return np.asarray(self._array(COMMITS)[:, : schema.num_shards, :])
         except OSError as error:  # not the same as damaged: it must not be labelled again
             raise self._unreadable("array commits", error) from error
         except DECODING_ERRORS:
-            table = np.zeros(array_shape(schema, "commits"), np.uint32)
+            table = np.zeros(array_shape(schema, COMMITS), np.uint32)
             for view, shard in np.ndindex(schema.num_views, schema.num_shards):
                 try:
-                    table[view, shard] = self._array("commits")[view, shard]
+                    table[view, shard] = self._array(COMMITS)[view, shard]
                 except DECODING_ERRORS:
                     continue
             return table
 
-    def commit(self, view: int, shard: int) -> tuple[int, int, int]:
-        """Return one commit record: labelled rows, crc32c of ids, crc32c of gaps.
+    def commit(self, view: int, shard: int) -> tuple[int, ...]:
+        """Return one commit record: written rows, and the crc32c of each array.
 
         Raises:
             CorruptLabelError: If the record cannot be read.
         """
         self._check_place(view, shard)
         try:
-            rows, ids_crc, gaps_crc = np.asarray(self._array("commits")[view, shard]).tolist()
+            return tuple(np.asarray(self._array(COMMITS)[view, shard]).tolist())
         except OSError as error:
             raise self._unreadable(f"array commits, view {view}, shard {shard}", error) from error
         except DECODING_ERRORS as error:
-            raise self._corrupt("commits", view, shard, str(error)) from error
-        return rows, ids_crc, gaps_crc
+            raise self._corrupt(COMMITS, view, shard, str(error)) from error
 
-    def write(self, view: int, shard: int, ids: Array, gaps: Array) -> tuple[int, int, int]:
-        """Write and commit one whole shard (see `SoftLabelStore.write_shard`)."""
+    def write(self, view: int, shard: int, *values: Array) -> tuple[int, ...]:
+        """Write and commit one whole shard: the last array first, so that the first comes last.
+
+        Args:
+            view: View of the shard.
+            shard: Index along the rows.
+            values: Of each array of the schema, in its order (see `SoftLabelStore.write_shard`).
+        """
         self._check_place(view, shard)
-        labelled = self._checked_labels(shard, ids, gaps)
-        schema = self.schema
-        record = (
-            labelled,
-            shard_crc(schema, "ids", view, shard, ids),
-            shard_crc(schema, "gaps", view, shard, gaps),
-        )
-        files = {name: self._file(name, view, shard) for name in ARRAYS}
+        written = self._checked_rows(shard, values)
+        names = [array.name for array in self.schema.stored_arrays]
+        data = dict(zip(names, values, strict=True))
+        crcs = (shard_crc(self.schema, name, view, shard, data[name]) for name in names)
+        record = (written, *crcs)
+        files = {
+            name: inside(self.path, file)
+            for name, file in shard_files(self.schema, self.path, view, shard).items()
+        }
         try:
             self.discard(view, shard)
-            for name in ("gaps", "ids"):
+            for name in reversed(names):
                 # zarr reads the last, cut shard before it writes it: a torn one must not be there.
                 remove(files[name])
-            self._write_array("gaps", view, shard, gaps)
-            self._write_array("ids", view, shard, ids)
-            sync([files["gaps"], files["ids"]], self.path)
-            self._array("commits")[view, shard] = np.array(record, np.uint32)
-            sync([files["commits"]], self.path)
+            for name in reversed(names):
+                self._write_array(name, view, shard, data[name])
+            sync([files[name] for name in reversed(names)], self.path)
+            self._array(COMMITS)[view, shard] = np.array(record, np.uint32)
+            sync([files[COMMITS]], self.path)
         except storage_errors() as error:
             what = f"{self.path}: view {view}, shard {shard}"
-            needed = ids.nbytes + gaps.nbytes
+            needed = sum(one.nbytes for one in values)
             failed = not_written(what, self.path, error, needed)
             # Half a shard is of no use, and takes room.
             with contextlib.suppress(*storage_errors()):
-                for name in ("ids", "gaps"):
+                for name in names:
                     remove(files[name])
             raise failed from error
         return record
@@ -166,43 +179,37 @@ class ShardFiles:
     def discard(self, view: int, shard: int) -> None:
         """Remove a commit record, durably: the shard counts as not done."""
         self._check_place(view, shard)
-        record = self._file("commits", view, shard)
+        record = inside(self.path, shard_file(self.path, COMMITS, view, shard))
         if not is_local(record) or record.exists():
             remove(record)
             sync([record], self.path)
-
-    def _file(self, name: str, view: int, shard: int) -> Path:
-        return inside(self.path, shard_file(self.path, name, view, shard))
 
     def _write_array(self, name: str, view: int, shard: int, values: Array) -> None:
         # The arrays may be longer than the schema says, after an interrupted growth.
         array = self._array(name)
         first = shard * self.schema.shard_rows
         size = min(self.schema.shard_rows, array.shape[1] - first)
-        padded = np.full((size, values.shape[1]), array.fill_value, values.dtype)
+        padded = np.full((size, *values.shape[1:]), array.fill_value, values.dtype)
         padded[: min(size, len(values))] = values[:size]
         array[view, first : first + size] = padded
 
-    def _checked_labels(self, shard: int, ids: Array, gaps: Array) -> int:
+    def _checked_rows(self, shard: int, data: tuple[Array, ...]) -> int:
         schema, rows = self.schema, len(self.span(shard))
-        for name, values, columns, dtype in (
-            ("ids", ids, schema.k, schema.ids_dtype),
-            ("gaps", gaps, schema.columns, schema.gaps_dtype),
-        ):
-            shapes = ((schema.shard_rows, columns), (rows, columns))
-            if values.shape not in shapes or values.dtype != dtype:
+        for array, values in zip(schema.stored_arrays, data, strict=True):
+            shapes = ((schema.shard_rows, *array.cell), (rows, *array.cell))
+            if values.shape not in shapes or values.dtype != array.dtype:
                 raise ValueError(
-                    f"{name} must be {dtype} of shape {shapes[0]} or {shapes[1]}, got "
+                    f"{array.name} must be {array.dtype} of shape {shapes[0]} or {shapes[1]}, got "
                     f"{values.dtype} of shape {values.shape}"
                 )
-        labelled, problems = label_problems(schema, ids, gaps)
-        if labelled[rows:].any():
+        written, problems = row_problems(schema, data)
+        if written[rows:].any():
             problems.append(f"rows past the end of the store ({schema.num_rows}) hold labels")
-        if not labelled.any():
+        if not written.any():
             problems.append("there is no label to write")
         if problems:
             raise ValueError(f"shard {shard}: {'; '.join(problems)}")
-        return int(labelled.sum())
+        return int(written.sum())
 
     def _unreadable(self, what: str, error: Exception) -> StoreError:
         return StoreError(f"{self.path}: {what} cannot be read: {error}; check the disk")
@@ -214,12 +221,13 @@ class ShardFiles:
             "`concentrate label`, which writes it again"
         )
 
-    def read(self, view: int, shard: int) -> tuple[Array, Array]:
-        """Read one shard and check it (see `SoftLabelStore.read_shard`)."""
-        _, ids_crc, gaps_crc = self._committed(view, shard)
-        return (
-            self._read_whole("ids", view, shard, ids_crc),
-            self._read_whole("gaps", view, shard, gaps_crc),
+    def read(self, view: int, shard: int) -> tuple[Array, ...]:
+        """Read one shard, array by array, and check it (see `SoftLabelStore.read_shard`)."""
+        _, *crcs = self._committed(view, shard)
+        arrays = self.schema.stored_arrays
+        return tuple(
+            self._read_whole(array.name, view, shard, crc)
+            for array, crc in zip(arrays, crcs, strict=True)
         )
 
     def read_ids(self, view: int, shard: int, crc: int) -> Array:
@@ -240,12 +248,13 @@ class ShardFiles:
             content = read_whole(shard_file(self.path, "ids", view, shard))
         except storage_errors():
             return None
+        ids = stored_array(schema, "ids")
         return decode_shard_bytes(
             content,
-            (schema.shard_rows, schema.k),
+            (schema.shard_rows, ids.cell[0]),
             schema.chunk_rows,
-            schema.ids_dtype,
-            schema.ids_fill,
+            ids.dtype,
+            int(ids.fill),
         )
 
     def read_gaps(self, view: int, shard: int, rows: range) -> Array:
@@ -262,7 +271,7 @@ class ShardFiles:
         first = self.span(shard).start
         return self._decoded("gaps", view, shard, range(first + rows.start, first + rows.stop))
 
-    def _committed(self, view: int, shard: int) -> tuple[int, int, int]:
+    def _committed(self, view: int, shard: int) -> tuple[int, ...]:
         record = self.commit(view, shard)
         if record[0] == 0:
             raise MissingLabelError(

@@ -16,13 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.durable_files import not_written
-from pipeline.locations import is_local, storage_errors
-from pipeline.store.documents import read_document, replace_document, write_attributes
-from pipeline.store.layout import ARRAYS, array_shape
+from pipeline.locations import is_local
+from pipeline.store.growth import grow_store
 from pipeline.store.row_reader import RowReader, Rows
 from pipeline.store.shards import Array, ShardFiles
-from storage_schemas.errors import StoreError
 from storage_schemas.label_space import LabelMap
 from storage_schemas.soft_labels import DecodedLabels, SoftLabelSchema, decode
 
@@ -76,7 +73,7 @@ class SoftLabelStore:
         """
         return self._files.commits()
 
-    def commit_record(self, view: int, shard: int) -> tuple[int, int, int]:
+    def commit_record(self, view: int, shard: int) -> tuple[int, ...]:
         """Return one commit record; zeros where the shard is not done.
 
         Raises:
@@ -109,7 +106,7 @@ class SoftLabelStore:
         """Return ids (*shape, shard_rows, K) and gaps (*shape, shard_rows, columns) of fill."""
         return self.schema.empty(*shape, self.schema.shard_rows)
 
-    def write_shard(self, view: int, shard: int, ids: Array, gaps: Array) -> tuple[int, int, int]:
+    def write_shard(self, view: int, shard: int, ids: Array, gaps: Array) -> tuple[int, ...]:
         """Write and commit one whole shard; only one writer may do so at a time.
 
         The order is: old commit record removed, gaps, ids, files and directories synced, commit
@@ -143,27 +140,9 @@ class SoftLabelStore:
         Raises:
             StoreError: If the number of rows would shrink, or the store cannot be written.
         """
-        schema = self.schema
-        if num_rows < schema.num_rows:
-            raise StoreError(
-                f"{self.path}: rows only grow: num_rows must be at least {schema.num_rows}, "
-                f"got {num_rows}"
-            )
-        if num_rows == schema.num_rows:
-            return
-        grown = SoftLabelSchema.model_validate(
-            schema.model_dump()
-            | {"num_rows": num_rows, "grown_at": (*schema.grown_at, schema.num_rows)}
-        )
-        try:
-            for name in ARRAYS:
-                document = read_document(self.path, name)
-                document["shape"] = list(array_shape(grown, name))
-                replace_document(self.path / name / "zarr.json", document)
-            write_attributes(self.path, grown, read_document(self.path)["attributes"])
-        except storage_errors() as error:
-            raise not_written(self.path, self.path, error) from error
-        self._use(grown)
+        grown = grow_store(self.path, self.schema, num_rows)
+        if grown is not self.schema:
+            self._use(grown)
 
     # --- reading ----------------------------------------------------------------------------
 
@@ -177,7 +156,8 @@ class SoftLabelStore:
             MissingLabelError: If the shard has no commit record.
             CorruptLabelError: If the bytes disagree with it; names array, view and shard.
         """
-        return self._files.read(view, shard)
+        ids, gaps = self._files.read(view, shard)
+        return ids, gaps
 
     def structure_problem(self, name: str, view: int, shard: int) -> str | None:
         """Return what is wrong with the file of a committed shard of `ids` or `gaps`, or None.
@@ -222,7 +202,8 @@ class SoftLabelStore:
             CorruptLabelError: If stored bytes disagree with their commit record.
             StoreError: If a row or view is not in the store.
         """
-        return self._rows.fetch(rows, views)
+        ids, gaps = self._rows.fetch(rows, views)
+        return ids, gaps
 
     def hold(self, rows: Rows, views: npt.NDArray[np.bool_] | None = None) -> None:
         """Keep the labels of these ascending rows in memory, quantised.

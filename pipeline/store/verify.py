@@ -14,15 +14,17 @@ from typing import Literal
 import numpy as np
 
 from pipeline.locations import read_whole
-from pipeline.store.documents import document_bytes, document_file, read_document
-from pipeline.store.labelled_rows import label_problems
-from pipeline.store.layout import ARRAYS, array_shape, shard_file
+from pipeline.store.block_feature_store import BlockFeatureStore, open_block_features
+from pipeline.store.documents import SUBGROUP, document_bytes, document_file, read_document
+from pipeline.store.labelled_rows import row_problems
+from pipeline.store.layout import COMMITS, array_names, array_shape, group_names, shard_files
 from pipeline.store.opening import open_soft_labels
 from pipeline.store.row_reader import Rows
 from pipeline.store.soft_label_store import SoftLabelStore
 from storage_schemas.errors import ConcentrateError
 
 Depth = Literal["quick", "full"]
+Store = SoftLabelStore | BlockFeatureStore
 
 
 def _size(file: Path) -> int | None:
@@ -34,7 +36,7 @@ def _size(file: Path) -> int | None:
 
 
 def shard_problems(
-    store: SoftLabelStore, view: int, shard: int, depth: Depth, expected: int = 0
+    store: Store, view: int, shard: int, depth: Depth, expected: int = 0
 ) -> list[str]:
     """Return one sentence per problem of one shard.
 
@@ -47,17 +49,18 @@ def shard_problems(
             no problem.
     """
     where = f"view {view}, shard {shard}"
-    sizes = {name: _size(shard_file(store.path, name, view, shard)) for name in ARRAYS}
+    files = shard_files(store.schema, store.path, view, shard)
+    sizes = {name: _size(file) for name, file in files.items()}
 
     def sentence(arrays: list[str], what: str) -> str:
         return f"{store.path}: array {' and '.join(arrays)}, {where}: {what}"
 
     problems = [sentence([name], "file is empty") for name, size in sizes.items() if size == 0]
     try:
-        labelled, _, _ = store.commit_record(view, shard)
+        labelled = store.commit_record(view, shard)[0]
     except ConcentrateError as error:
         return [*problems, str(error)]
-    data = ["ids", "gaps"]
+    data = [name for name in files if name != COMMITS]
     if labelled == 0:
         written = [name for name in data if sizes[name] is not None]
         if written:
@@ -79,25 +82,25 @@ def shard_problems(
     if depth == "quick" or problems:
         return problems
     try:
-        ids, gaps = store.read_shard(view, shard)
+        values = store.read_shard(view, shard)
     except ConcentrateError as error:
         return [str(error)]
-    rows, wrong = label_problems(store.schema, ids, gaps)
+    rows, wrong = row_problems(store.schema, values)
     problems = [sentence(data, problem) for problem in wrong]
     if int(rows.sum()) != labelled:
         what = f"{labelled} labels by its record, got {int(rows.sum())}"
-        problems.append(sentence(["commits"], what))
+        problems.append(sentence([COMMITS], what))
     return problems
 
 
-def metadata_problems(store: SoftLabelStore) -> list[str]:
+def metadata_problems(store: Store) -> list[str]:
     """Return one sentence per metadata document that is not as its writer wrote it.
 
     These change no label; `open_soft_labels` refuses those that could. A flipped bit in a blank,
     or in the length of an array, is found here.
     """
     problems = []
-    for name in ("", *ARRAYS):
+    for name in ("", *array_names(store.schema)):
         what = f"{store.path}: metadata of {f'array {name}' if name else 'the group'}"
         document = read_document(store.path, name)
         if read_whole(document_file(store.path, name)) != document_bytes(document):
@@ -107,11 +110,39 @@ def metadata_problems(store: SoftLabelStore) -> list[str]:
                 f"{what}: its shape must be {list(array_shape(store.schema, name))}, got "
                 f"{document['shape']}: a growth was interrupted, or it was altered"
             )
+    for name in group_names(store.schema):
+        file = document_file(store.path, name)
+        if _size(file) is None or read_whole(file) != document_bytes(SUBGROUP):
+            problems.append(f"{store.path}: metadata of group {name}: lost or altered")
     return [f"{problem}; run `concentrate label`, which writes it anew" for problem in problems]
 
 
+def constant_problems(store: Store) -> list[str]:
+    """Return one sentence per array that is not what was fitted when the store was made."""
+    if not isinstance(store, BlockFeatureStore):
+        return []
+    problems = []
+    for array in store.schema.arrays:
+        try:
+            store.fitted(array.name)
+        except ConcentrateError as error:
+            problems.append(str(error))
+    return problems
+
+
+def reopened(store: Store) -> Store:
+    """Return a store with its metadata read anew.
+
+    Raises:
+        ConcentrateError: As `open_soft_labels` and `open_block_features`.
+    """
+    if isinstance(store, BlockFeatureStore):
+        return open_block_features(store.path)
+    return open_soft_labels(store.path)
+
+
 def damaged_shards(
-    store: SoftLabelStore, depth: Depth, rows: Rows | None = None
+    store: Store, depth: Depth, rows: Rows | None = None
 ) -> dict[tuple[int, int], list[str]]:
     """Return (view, shard) -> what is wrong with it, of every shard that is not sound.
 
@@ -130,7 +161,7 @@ def damaged_shards(
     return {place: problems for place, problems in found.items() if problems}
 
 
-def take_out_of_use(store: SoftLabelStore, depth: Depth) -> None:
+def take_out_of_use(store: Store, depth: Depth) -> None:
     """Remove the commit records of damaged shards.
 
     They count as not labelled from then on: a reader refuses them, and labelling writes exactly
@@ -140,9 +171,7 @@ def take_out_of_use(store: SoftLabelStore, depth: Depth) -> None:
         store.discard_shard(view, shard)
 
 
-def verify_store(
-    store: SoftLabelStore, depth: Depth = "quick", rows: Rows | None = None
-) -> list[str]:
+def verify_store(store: Store, depth: Depth = "quick", rows: Rows | None = None) -> list[str]:
     """Return everything that is wrong with a store; an empty list means it is sound.
 
     Files that an interrupted write left under a temporary name are not a problem.
@@ -156,8 +185,12 @@ def verify_store(
             shards of which nothing was written are not a problem (see `coverage.py`).
     """
     try:
-        store = open_soft_labels(store.path)
+        store = reopened(store)
     except ConcentrateError as error:
         return [str(error)]
     damaged = damaged_shards(store, depth, rows).values()
-    return [*metadata_problems(store), *(problem for problems in damaged for problem in problems)]
+    return [
+        *metadata_problems(store),
+        *constant_problems(store),
+        *(problem for problems in damaged for problem in problems),
+    ]

@@ -105,6 +105,8 @@ def student_run(
         "recipe": project.views.digest,
         "stores": published.identity() if needs_labels else [],
     }
+    if "features" in config.objective.reads:
+        parts["features"] = published.feature_identity()
     if published.available is not None:
         parts["available"] = published.available.digest
     folder = Workspace(project.workspace).student(name, fingerprint(parts))
@@ -219,9 +221,10 @@ def _changes(record: dict[str, Any], run: StudentRun) -> list[str]:
             continue
         if name == "student":
             found += setting_changes(name, before, after)
-        elif name == "stores":
+        elif name in ("stores", "features"):
+            what = "labels" if name == "stores" else "features"
             known = {tuple(store) for store in before or ()}
-            found += [f"labels of {store[0]}" for store in after or () if tuple(store) not in known]
+            found += [f"{what} of {store[0]}" for store in after or () if tuple(store) not in known]
         elif name == "label_space" and "label_space" in record:
             found += class_changes(record["label_space"]["classes"], run.classes)
         elif name == "rows" and record.get("rows", run.num_rows) != run.num_rows:

@@ -55,6 +55,7 @@ def _signals(
         mix_weights=mix_weights,
         held_rows=held_rows,
         held_views=None if published.available is None else published.available.views,
+        features=published.features if "features" in run.config.objective.reads else None,
     )
 
 
@@ -77,6 +78,7 @@ def label_context(
         teachers=published.names,
         class_counts=torch.from_numpy(counts),
         feature_dim=feature_dim,
+        features=published.feature_shapes,
     )
 
 
@@ -98,12 +100,16 @@ def _reader(
 def _window_shard_rows(
     run: StudentRun, manifest: Manifest, published: PublishedLabels
 ) -> int | None:
-    """Rows of a shard where labels must be streamed; None where all fit in memory."""
+    """Rows of a shard where labels or features must be streamed; None where all fit in memory."""
     if not run.config.objective.reads:
         return None
-    if published.held_bytes(manifest, TRAIN) <= run.config.memory_budget_mb << 20:
-        return None
-    return max(store.schema.shard_rows for store in published.stores)
+    budget = run.config.memory_budget_mb << 20
+    if published.held_bytes(manifest, TRAIN) > budget:
+        return max(store.schema.shard_rows for store in published.stores)
+    reads_features = "features" in run.config.objective.reads
+    if reads_features and published.feature_bytes(manifest, TRAIN) > budget:
+        return max(store.schema.shard_rows for store in published.features.values())
+    return None
 
 
 def train_student(

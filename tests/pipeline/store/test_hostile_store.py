@@ -20,10 +20,11 @@ from numcodecs import zstd
 
 from pipeline.store import inspect_store, open_soft_labels, verify_store
 from pipeline.store.documents import array_digest
-from pipeline.store.layout import ARRAYS, shard_file
+from pipeline.store.layout import shard_file
 from storage_schemas.errors import ConcentrateError
 from storage_schemas.label_space import canonical_digest
 
+ARRAYS = ("ids", "gaps", "commits")
 SECONDS = 20  # far above what any of these takes, and far below a hang
 
 SETTINGS = settings(

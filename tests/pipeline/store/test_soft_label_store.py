@@ -289,7 +289,7 @@ def test_growth_that_dies_can_be_repeated(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.store.soft_label_store.write_attributes", dying)
+        patch.setattr("pipeline.store.growth.write_attributes", dying)
         with pytest.raises(Killed):
             full_store.grow(500)
     store = open_soft_labels(full_store.path)
