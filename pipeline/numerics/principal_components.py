@@ -1,7 +1,7 @@
-"""Principal components from one streaming pass: exact mean and covariance, then a basis.
+"""Principal components of a stream: the best linear autoencoder (Baldi & Hornik 1989).
 
-In: `Moments`, which take in rows block by block; `principal_components`, the best linear
-autoencoder of the rows seen (Baldi & Hornik 1989). Left out: where the rows come from.
+In: the basis from the moments of all rows, and the codes in it. Left out: the moments (moments.py)
+and where the rows come from.
 
 Two levels. Let each of several sources keep its own codes z_t = E_t (x_t - m_t), and let a second
 basis be fitted to the concatenated codes. Where every E_t is square, the first level only rotates
@@ -19,51 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, kw_only=True)
-class Moments:
-    """What a pass over rows of D values has found so far.
-
-    Attributes:
-        count: Rows.
-        mean: (D,) float64.
-        scatter: (D, D) float64 sum of the outer products of rows less their mean.
-    """
-
-    count: int
-    mean: Tensor
-    scatter: Tensor
-
-    @classmethod
-    def empty(cls, dimensions: int) -> Moments:
-        """Return the moments of no rows."""
-        return cls(
-            count=0,
-            mean=torch.zeros(dimensions, dtype=torch.float64),
-            scatter=torch.zeros(dimensions, dimensions, dtype=torch.float64),
-        )
-
-    def updated(self, rows: Tensor) -> Moments:
-        """Return the moments with (n, D) more rows (Chan, Golub & LeVeque 1983, eq. 1.5)."""
-        if len(rows) == 0:
-            return self
-        rows = rows.double()
-        mean = rows.mean(dim=0)
-        centred = rows - mean
-        count = self.count + len(rows)
-        shift = mean - self.mean
-        return Moments(
-            count=count,
-            mean=self.mean + shift * (len(rows) / count),
-            scatter=self.scatter
-            + centred.T @ centred
-            + torch.outer(shift, shift) * (self.count * len(rows) / count),
-        )
-
-    @property
-    def covariance(self) -> Tensor:
-        """(D, D) float64 covariance of the rows, divided by their number."""
-        return self.scatter / max(self.count, 1)
+from pipeline.numerics.moments import StreamingMoments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,13 +48,14 @@ class PrincipalComponents:
         return codes @ self.basis.to(codes) + self.mean.to(codes)
 
 
-def principal_components(moments: Moments, count: int) -> PrincipalComponents:
+def principal_components(moments: StreamingMoments, count: int) -> PrincipalComponents:
     """Return the `count` directions of largest variance.
 
     Raises:
         ValueError: If there are fewer dimensions than that, or no rows.
     """
-    dimensions = len(moments.mean)
+    mean = moments.mean
+    dimensions = len(mean)
     if not 1 <= count <= dimensions:
         raise ValueError(f"count must be in 1..{dimensions}, got {count}")
     if moments.count == 0:
@@ -107,7 +64,7 @@ def principal_components(moments: Moments, count: int) -> PrincipalComponents:
     basis = vectors.flip(1).T[:count]
     largest = basis.gather(1, basis.abs().argmax(dim=1, keepdim=True))
     return PrincipalComponents(
-        mean=moments.mean,
+        mean=mean,
         basis=basis * torch.where(largest < 0, -1.0, 1.0),
         variances=variances.flip(0)[:count].clamp(min=0),
         total_variance=float(moments.covariance.trace()),

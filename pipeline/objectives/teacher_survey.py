@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.config import Amalgamation
 from pipeline.numerics.expertise import expertise, mean_answer_entropy
-from pipeline.numerics.principal_components import Moments
+from pipeline.numerics.moments import StreamingMoments
 from pipeline.numerics.supports import SupportTable
 from pipeline.objectives.base import LabelContext
 from pipeline.objectives.method import MethodInputs
@@ -93,7 +93,7 @@ def feature_problems(
 
 def survey(
     config: Amalgamation, inputs: MethodInputs, keys: Mapping[str, Sequence[str]]
-) -> tuple[Tensor, dict[str, Moments]]:
+) -> tuple[Tensor, dict[str, StreamingMoments]]:
     """Read all that is stored of each row once.
 
     Returns:
@@ -105,7 +105,7 @@ def survey(
     """
     context = inputs.context
     moments = {
-        block: Moments.empty(sum(context.features[name][0] for name in names))
+        block: StreamingMoments(sum(context.features[name][0] for name in names), covariance=True)
         for block, names in keys.items()
     }
     entropies = [
@@ -120,7 +120,7 @@ def _survey_rows(
     config: Amalgamation,
     inputs: MethodInputs,
     keys: Mapping[str, Sequence[str]],
-    moments: dict[str, Moments],
+    moments: dict[str, StreamingMoments],
     rows: npt.NDArray[np.int64],
 ) -> Tensor:
     """Update the moments with some rows, and return the (T, n) entropies of their answers."""
@@ -141,5 +141,5 @@ def _survey_rows(
             features = required_features(targets, config.name)
             values = torch.cat([features[name].values[chosen] for name in names], dim=1)
             places = values.movedim(1, 3).reshape(-1, values.shape[1])
-            moments[block] = moments[block].updated(places)
+            moments[block].update(places)
     return mean_answer_entropy(answers, supports, temperature=config.temperature)
