@@ -52,7 +52,6 @@ class FeatureArray(BaseModel):
         block: Name of the module in the teacher's network.
         reduce: Name of the reduction.
         settings: Further settings of the reduction, as JSON.
-        source_channels: Channels of the block's output.
         channels: Channels after the reduction.
         height: Of the stored grid.
         width: Of the stored grid.
@@ -66,7 +65,6 @@ class FeatureArray(BaseModel):
     block: str = Field(pattern=rf"^{_PART}(\.{_PART})*$", max_length=200)
     reduce: str = Field(pattern=r"^[a-z][a-z_]*$", max_length=40)
     settings: dict[str, Any] = Field(default_factory=dict)
-    source_channels: Count
     channels: Count
     height: Count
     width: Count

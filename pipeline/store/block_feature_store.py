@@ -11,7 +11,7 @@ on with it, after a kill or after more images were added, uses the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,24 +85,12 @@ class BlockFeatureStore:
 
     def _constant(self, place: str) -> npt.NDArray[np.float64]:
         if place not in self._fitted:
-            try:
-                found = zarr.open_array(array_place(self.path / place), mode="r", zarr_format=3)
-                values = np.asarray(found[...], np.float64)
-            except storage_errors() as error:
-                raise StoreError(f"{self.path}: array {place} cannot be read: {error}") from error
-            except DECODING_ERRORS as error:
-                raise self._altered(place, str(error)) from error
+            values = _read_constant(self.path, place)
             wanted, got = self.schema.fitted_arrays[place].digest, fitted_digest(values)
             if got != wanted:
-                raise self._altered(place, f"sha256 must be {wanted}, got {got}")
+                raise _altered(self.path, place, f"sha256 must be {wanted}, got {got}")
             self._fitted[place] = values
         return self._fitted[place]
-
-    def _altered(self, place: str, why: str) -> CorruptLabelError:
-        return CorruptLabelError(
-            f"{self.path}: array {place}, fitted before the first shard, is damaged: {why}; all "
-            "features rest on it: delete the store and run `concentrate label`"
-        )
 
     def _range(self, name: str) -> npt.NDArray[np.float64] | None:
         return self.fitted(name).get(RANGE)
@@ -228,6 +216,47 @@ class BlockFeatureStore:
             array.name: decode(array, codes, self._range(array.name))
             for array, codes in zip(self.schema.arrays, stored, strict=True)
         }
+
+
+def _read_constant(path: Path, place: str) -> npt.NDArray[np.float64]:
+    try:
+        found = zarr.open_array(array_place(path / place), mode="r", zarr_format=3)
+        return np.asarray(found[...], np.float64)
+    except storage_errors() as error:
+        raise StoreError(f"{path}: array {place} cannot be read: {error}") from error
+    except DECODING_ERRORS as error:
+        raise _altered(path, place, str(error)) from error
+
+
+def _altered(path: Path, place: str, why: str) -> CorruptLabelError:
+    return CorruptLabelError(
+        f"{path}: array {place}, fitted before the first shard, is damaged: {why}; all "
+        "features rest on it: delete the store and run `concentrate label`"
+    )
+
+
+def stored_constants(path: Path, names: Sequence[str]) -> dict[str, Fitted]:
+    """Return the constants that lie in a store whose own metadata may be lost.
+
+    Nothing but the checksum of their chunks says that they are whole.
+
+    Args:
+        path: Directory of the store.
+        names: Of its arrays.
+
+    Raises:
+        CorruptLabelError: If one does not decode.
+        StoreError: If one cannot be read.
+    """
+    folders = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
+    return {
+        name: {
+            constant: _read_constant(path, f"{constant}/{name}")
+            for constant in folders
+            if (path / constant / name / "zarr.json").exists()
+        }
+        for name in names
+    }
 
 
 def create_block_features(

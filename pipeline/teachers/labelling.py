@@ -1,7 +1,8 @@
 """Running a teacher once over its rows, and writing what it says.
 
-In: the labelling of whole shards. Left out: what is missing (stores.py), which shards go into
-which task (flows), the bytes (pipeline.store).
+In: the labelling of whole shards; block features are taken from the same forward passes. Left out:
+what is missing (stores.py, feature_stores.py), how features are made (features.py), which shards
+go into which task (flows), the bytes (pipeline.store).
 
 A teacher has one store for training rows (all views of the recipe) and one for test rows (the
 evaluation view only), so that evaluation needs no teacher either. Batches are cut at fixed rows
@@ -16,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +37,20 @@ from pipeline.data.view_reader import ViewReader
 from pipeline.models.builders import build_classifier, probe
 from pipeline.models.weights import load_weights
 from pipeline.numerics import draw_counts, nucleus, sparsify
-from pipeline.store import SoftLabelStore
+from pipeline.store import BlockFeatureStore, SoftLabelStore
 from pipeline.store.published import SPLIT_NAMES
+from pipeline.teachers.feature_stores import (
+    has_features,
+    missing_features,
+    open_feature_store,
+)
+from pipeline.teachers.features import (
+    FeatureRecorder,
+)
 from pipeline.teachers.spec import TeacherSpec
 from pipeline.teachers.stores import ShardWork
 from pipeline.training.fit import pick_device
-from storage_schemas.errors import TeacherOutputError
+from storage_schemas.errors import StoreError, TeacherOutputError
 from storage_schemas.label_draws import draw_uniforms
 from storage_schemas.manifest import Manifest
 from storage_schemas.soft_labels import SoftLabelSchema, encode, encode_counts
@@ -55,8 +65,8 @@ class LabelCounts:
     """What a labelling call did; small enough to be a task's result.
 
     Attributes:
-        shards: (view, shard) pairs committed.
-        labels: Labels written.
+        shards: (view, shard) pairs of the label store of which something was committed.
+        labels: Answers of the teacher that were written: labels, features, or both.
         seconds: Wall time, without loading the teacher.
     """
 
@@ -182,7 +192,12 @@ def label_shards(
     reader = teacher_reader(project, spec, manifest, split)
     rows_of_teacher = routed_rows(manifest, split, spec.route)
     started = time.perf_counter()
-    with ThreadPoolExecutor(max_workers=_WRITERS) as writer:
+    with ThreadPoolExecutor(max_workers=_WRITERS) as writer, ExitStack() as taps:
+        features = _features(project, spec, manifest, store) if work else None
+        recorder = None
+        if features is not None:
+            missing = missing_features(features, spec, manifest)
+            recorder = taps.enter_context(FeatureRecorder(spec, teacher, features, missing))
         # Compression and fsync of one shard run beside the teacher's work on the next.
         writes: deque[Future[object]] = deque()
         for item in work:
@@ -199,16 +214,24 @@ def label_shards(
                     with torch.inference_mode():
                         output = teacher(images[position].to(device, non_blocking=True))
                         logits = checked_logits(output, spec, batch, view, item.shard)
-                        values = coded(store.schema, logits, batch, view)
-                    ids[position, places], gaps[position, places] = values
+                        if view not in item.only_features:
+                            values = coded(store.schema, logits, batch, view)
+                            ids[position, places], gaps[position, places] = values
+                        if recorder is not None:
+                            recorder.record(batch, view)
                     if report is not None:
                         report(len(batch))
                 done += len(batch)
-            while len(writes) > _WRITERS:
-                writes.popleft().result()
+                if recorder is not None and features is not None:
+                    next_row = int(rows[done]) if done < len(rows) else None
+                    for view, shard, data in recorder.finished(next_row):
+                        _wait_for_some(writes)
+                        writes.append(writer.submit(features.write_shard, view, shard, *data))
+            _wait_for_some(writes)
             writes.extend(
                 writer.submit(store.write_shard, view, item.shard, ids[position], gaps[position])
                 for position, view in enumerate(item.views)
+                if view not in item.only_features
             )
         for write in writes:
             write.result()
@@ -217,6 +240,26 @@ def label_shards(
         labels=sum(item.labels for item in work),
         seconds=time.perf_counter() - started,
     )
+
+
+def _features(
+    project: Project, spec: TeacherSpec, manifest: Manifest, store: SoftLabelStore
+) -> BlockFeatureStore | None:
+    """Open the teacher's features, which are made before anything is run (feature_creation.py)."""
+    if not has_features(spec, SPLIT_NAMES.index(str(store.schema.split))):
+        return None
+    found = open_feature_store(project, spec, manifest, store.schema.shard_rows)
+    if found is None:
+        raise StoreError(
+            f"teacher {spec.name!r} has no store of features yet; see label_and_publish"
+        )
+    return found
+
+
+def _wait_for_some(writes: deque[Future[object]]) -> None:
+    """Let no more shards be in memory than threads write, and as many again."""
+    while len(writes) > _WRITERS:
+        writes.popleft().result()
 
 
 def coded(

@@ -17,7 +17,13 @@ from pipeline.store.lock import writer_lock
 from pipeline.store.published import SPLIT_NAMES, has_usable_labels, publish, read_exactness
 from pipeline.store.repair import has_remains, repair_metadata
 from pipeline.teachers.exactness import record_exactness
-from pipeline.teachers.labelling import LabelCounts, label_shards, teacher_cost
+from pipeline.teachers.feature_creation import open_or_create_features, repair_features
+from pipeline.teachers.feature_stores import feature_parts, feature_path, has_features
+from pipeline.teachers.labelling import (
+    LabelCounts,
+    label_shards,
+    teacher_cost,
+)
 from pipeline.teachers.spec import TeacherSpec
 from pipeline.teachers.stores import (
     ShardWork,
@@ -41,11 +47,14 @@ def label_and_publish(
     run: Callable[[SoftLabelStore, list[ShardWork]], Done],
     measure: Callable[[], object],
 ) -> dict[int, Done]:
-    """Bring both stores of a teacher up to date and say that they are current.
+    """Bring the stores of a teacher up to date and say that they are current.
+
+    These are its labels of both splits and, where it is asked for them, the block features of its
+    training rows. What these are fitted with is fitted here, before anything is run.
 
     Damaged metadata is made again first, where enough of a store is left to know what it was.
 
-    Both writer locks are held from before the first store is opened until it is published.
+    All writer locks are held from before the first store is opened until it is published.
 
     Args:
         project: Its project.
@@ -67,6 +76,10 @@ def label_and_publish(
     }
     fingerprints = {SPLIT_NAMES[split]: schema.fingerprint for split, schema in schemas.items()}
     workspace, cost = Workspace(project.workspace), teacher_cost(spec)
+    features = None
+    if has_features(spec, TRAIN):
+        features = feature_path(project, spec.name, feature_parts(project, spec, manifest))
+    named = {} if features is None else {SPLIT_NAMES[TRAIN]: features.stem}
     done = {}
     with ExitStack() as locks:
         checks = []
@@ -79,9 +92,15 @@ def label_and_publish(
         stores = {
             split: open_or_create(project, schema, space) for split, schema in schemas.items()
         }
+        if features is not None:
+            checks.append(locks.enter_context(writer_lock(features)))
+            remove_leftovers(features)
+            if has_remains(features):
+                repair_features(project, spec, manifest, stores[TRAIN], features)
+            open_or_create_features(project, spec, manifest, stores[TRAIN])
         if not has_usable_labels(project, space, manifest, spec.name):
             # For student.allow_partial; a complete store is replaced by a complete one only.
-            publish(workspace, spec.name, fingerprints, cost)
+            publish(workspace, spec.name, fingerprints, cost, named)
         for split, store in stores.items():
             done[split] = run(store, missing_work(project, schemas[split], spec, manifest))
             for check in checks:
@@ -90,7 +109,7 @@ def label_and_publish(
         # Before the stores are published: a run that is killed here is planned again.
         if measured is None or measured.fingerprint != schemas[TRAIN].fingerprint:
             measure()
-        publish(workspace, spec.name, fingerprints, cost)
+        publish(workspace, spec.name, fingerprints, cost, named)
     return done
 
 

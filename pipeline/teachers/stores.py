@@ -18,6 +18,7 @@ from pipeline.store import SoftLabelStore, create_soft_labels, open_soft_labels,
 from pipeline.store.coverage import missing_labels
 from pipeline.store.opening import has_store
 from pipeline.store.published import SPLIT_NAMES
+from pipeline.teachers.feature_stores import has_features, open_feature_store, pairs_of_labels
 from pipeline.teachers.spec import TeacherSpec, resolve_teachers
 from pipeline.workspace import Workspace
 from storage_schemas.label_space import LabelSpace
@@ -31,17 +32,19 @@ class ShardWork:
 
     Attributes:
         shard: Index of the row range.
-        views: Ascending views without a valid commit record.
+        views: Ascending views without a valid commit record, of labels or of features.
         rows: How many rows of the shard this teacher labels.
+        only_features: Those of the views whose labels are there, and some features are not.
     """
 
     shard: int
     views: tuple[int, ...]
     rows: int
+    only_features: tuple[int, ...] = ()
 
     @property
     def labels(self) -> int:
-        """Labels to write."""
+        """Answers of the teacher: each gives a label, features, or both."""
         return self.rows * len(self.views)
 
 
@@ -151,7 +154,10 @@ def open_or_create(project: Project, schema: SoftLabelSchema, space: LabelSpace)
 def missing_work(
     project: Project, schema: SoftLabelSchema, spec: TeacherSpec, manifest: Manifest
 ) -> list[ShardWork]:
-    """Return what is missing in a teacher's store, by shard; all of it when there is no store."""
+    """Return what is missing of a teacher's labels and features, by shard of its label store.
+
+    All of it where there is no store.
+    """
     split = SPLIT_NAMES.index(str(schema.split))
     rows = routed_rows(manifest, split, spec.route)
     path = store_path(project, schema)
@@ -167,11 +173,19 @@ def missing_work(
             for shard in np.unique(rows // shard_rows)
         ]
     counts = np.bincount(rows // shard_rows) if len(rows) else np.zeros(0, np.int64)
+    labels = set(pairs)
+    if has_features(spec, split):
+        weights = str(schema.fingerprint_parts["weights"])
+        own = open_feature_store(project, spec, manifest, shard_rows, weights=weights)
+        pairs += pairs_of_labels(own, spec, manifest, shard_rows, schema.num_views)
     return [
         ShardWork(
             shard=shard,
-            views=tuple(sorted(view for view, other in pairs if other == shard)),
+            views=tuple(sorted({view for view, other in pairs if other == shard})),
             rows=int(counts[shard]),
+            only_features=tuple(
+                sorted({view for view, other in set(pairs) - labels if other == shard})
+            ),
         )
         for shard in sorted({shard for _, shard in pairs})
     ]

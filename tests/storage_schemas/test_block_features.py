@@ -18,8 +18,7 @@ from storage_schemas.block_features import (
 from storage_schemas.errors import SchemaMismatchError
 
 SHAPE = (3, 2, 2)
-POOL = {"block": "layer2.0", "reduce": "pool", "source_channels": 3}
-POOL |= {"channels": 3, "height": 2, "width": 2}
+POOL = {"block": "layer2.0", "reduce": "pool", "channels": 3, "height": 2, "width": 2}
 RANGE = {"range": {"shape": (2, 3), "digest": "0" * 64}}
 
 

@@ -31,7 +31,7 @@ NONE = np.zeros(0, np.int64)
 def schema_of(**fields):
     """Two arrays of one teacher, one of them with a fitted range."""
     limits = FittedArray(shape=LIMITS.shape, digest=fitted_digest(LIMITS))
-    size = {"source_channels": 3, "channels": 3, "height": 2, "width": 1}
+    size = {"channels": 3, "height": 2, "width": 1}
     values = {
         "teacher": "birds",
         "num_rows": 300,
