@@ -46,7 +46,7 @@ def glyph_student(head: dict[str, object]) -> AdaptedStudent:
 def with_random_adapters(network: AdaptedStudent) -> AdaptedStudent:
     """The same network with adapters and batch statistics that are not trivial."""
     for adapter in network.adapters:
-        nn.init.orthogonal_(adapter)
+        nn.init.normal_(adapter, std=len(adapter) ** -0.5)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
