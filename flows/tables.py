@@ -60,6 +60,9 @@ def show_plan(plan: dict[str, Any]) -> None:
     console.print(table)
     free = "" if plan["free_bytes"] is None else f"; {size(plan['free_bytes'])} are free"
     console.print(f"label stores take at most {size(plan['bytes'])} more before compression{free}")
+    features = sum(item["feature_bytes"] for item in plan["work"])
+    if features:
+        console.print(f"of this, {size(features)} are block features")
     if not plan["fits"]:
         console.print("not enough: `label` and `run` refuse to start, unless with --force")
 
@@ -187,7 +190,7 @@ def show_garbage(items: list[dict[str, Any]]) -> None:
         table.add_row(
             plain(item["teacher"]),
             plain(item["store"].rpartition("/")[2].removesuffix(".zarr")),
-            item["split"],
+            f"{item['split']} features" if item["kind"] == "features" else item["split"],
             f"{item['labels']:,}",
             size(item["bytes"]),
             written.strftime("%Y-%m-%d"),

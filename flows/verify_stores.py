@@ -21,6 +21,7 @@ from flows.project import load, reload
 from pipeline.store import open_soft_labels, take_out_of_use, verify_store
 from pipeline.store.lock import writer_lock
 from pipeline.store.published import SPLIT_NAMES, published_path, rows_to_label
+from pipeline.store.published_features import verify_published_features
 from pipeline.workspace import Workspace
 from storage_schemas.errors import CheckFailedError, ConcentrateError
 from storage_schemas.manifest import TEST, TRAIN
@@ -32,7 +33,8 @@ def verify_one(
 ) -> dict[str, Any]:
     """Check one store; returns its problems instead of raising, so that all are checked.
 
-    Damaged shards are taken out of use, so that `concentrate label` writes exactly them again.
+    The features of training rows count with their labels. Damaged shards are taken out of use, so
+    that `concentrate label` writes exactly them again.
     """
     found: dict[str, Any] = {
         "teacher": teacher,
@@ -82,6 +84,8 @@ def verify_one(
                 take_out_of_use(store, reading)
         elif depth == "full":
             found["checked"] = found["labels"]
+        if split == SPLIT_NAMES[TRAIN]:
+            found["problems"] += verify_published_features(project, teacher, reading, rows)
     except ConcentrateError as error:
         found["problems"] = [*found["problems"], str(error)]
     return found

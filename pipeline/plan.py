@@ -18,10 +18,16 @@ from pipeline.config import Project
 from pipeline.data import ManifestUpdate, update_manifest
 from pipeline.data.routing import routed_rows
 from pipeline.durable_files import free_bytes
-from pipeline.reasons import label_reason, training_reason
+from pipeline.reasons import count, label_reason, training_reason
 from pipeline.store.opening import has_store, open_soft_labels
-from pipeline.store.published import SPLIT_NAMES, open_published, published_path
+from pipeline.store.published import (
+    SPLIT_NAMES,
+    open_published,
+    published_path,
+)
+from pipeline.store.published_features import published_features_path
 from pipeline.store.verify import metadata_problems
+from pipeline.teachers.feature_stores import has_features, plan_features
 from pipeline.teachers.spec import TeacherSpec, resolve_teachers
 from pipeline.teachers.stores import (
     label_bytes,
@@ -53,8 +59,9 @@ class PlannedWork:
         reason: Why it is to be done.
         rows: Images it goes over.
         labels: Labels it writes.
-        shards: Shards it writes.
+        shards: Shards it writes labels or features of.
         bytes: Upper bound of what it adds to the disk, before compression.
+        feature_bytes: Of these, bytes of block features.
     """
 
     stage: str
@@ -64,6 +71,7 @@ class PlannedWork:
     labels: int = 0
     shards: int = 0
     bytes: int = 0
+    feature_bytes: int = 0
 
 
 _AFTER_STUDENT = (
@@ -114,8 +122,8 @@ def check_space(workspace: Path, work: Iterable[PlannedWork]) -> None:
     needed, free = sum(item.bytes for item in work), free_bytes(workspace)
     if free is not None and needed > free:
         raise StoreError(
-            f"{workspace}: the labels take at most {needed:,} bytes before compression, and "
-            f"{free:,} are free; free some, set another workspace, or start all the same with "
+            f"{workspace}: labels and features take at most {needed:,} bytes before compression, "
+            f"and {free:,} are free; free some, set another workspace, or start all the same with "
             "--force: what is committed stays when the disk is full"
         )
 
@@ -149,21 +157,35 @@ def plan_labels(
         schema = store_schema(project, spec, space, manifest, split, weights=weights)
         published = published_path(Workspace(project.workspace), spec.name, split)
         current = store_path(project, schema)
+        features, features_current = None, True
         try:
             work = missing_work(project, schema, spec, manifest)
-            damage = metadata_problems(open_soft_labels(current)) if has_store(current) else []
+            store = open_soft_labels(current) if has_store(current) else None
+            damage = metadata_problems(store) if store is not None else []
+            if has_features(spec, manifest, split):
+                rows_of_shard = (schema if store is None else store.schema).shard_rows
+                features = plan_features(project, spec, manifest, rows_of_shard, weights=weights)
+                damage += features.damage
         except (StoreError, SchemaMismatchError) as error:
             work, damage = [], [" ".join(str(error).split())]
-        if not work and not damage and published == current:
+        if split == TRAIN:
+            found_features = published_features_path(Workspace(project.workspace), spec.name)
+            features_current = found_features == (features.path if features else None)
+        if not work and not damage and published == current and features_current:
             continue
         reason = "after the specialist is trained"
         if spec.is_ready and damage and not work:
             reason = damage[0]
         elif spec.is_ready:
-            missing = [(view, item.shard) for item in work for view in item.views]
+            missing = [(view, item.shard) for item in work for view in item.label_views]
             rows = routed_rows(manifest, split, spec.route)
             reason = label_reason(current, published, schema, missing, rows)
-        labels = sum(item.labels for item in work)
+            if work and not missing:
+                reason = "features that are asked for are not stored"
+            if features is not None and features.fit_rows:
+                reason += f"; features are fitted on {count(features.fit_rows, 'row')} first"
+        labels = sum(item.rows * len(item.label_views) for item in work)
+        feature_bytes = 0 if features is None else features.bytes
         found.append(
             PlannedWork(
                 stage="label",
@@ -172,7 +194,8 @@ def plan_labels(
                 rows=sum(item.rows for item in work),
                 labels=labels,
                 shards=sum(len(item.views) for item in work),
-                bytes=label_bytes(schema, labels),
+                bytes=label_bytes(schema, labels) + feature_bytes,
+                feature_bytes=feature_bytes,
             )
         )
     return found

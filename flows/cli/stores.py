@@ -1,4 +1,4 @@
-"""The verbs that look into label stores."""
+"""The verbs that look into stores of labels and of features."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from flows.cli.options import AsJson, Config, Sets, Teacher, show, user_errors
 from pipeline.config import load_project
 from pipeline.locations import location
+from storage_schemas.errors import ConfigError
 
 Store = Annotated[
     str, typer.Argument(metavar="STORE", help="A label store: .zarr folder, or s3:// URL.")
@@ -34,13 +35,27 @@ def inspect(
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a label store holds and how healthy it is, computed with Dask."""
+    """Show what a store of labels or features holds and how healthy it is."""
     with user_errors():
         project = load_project(config, []) if config is not None else None
-        from flows import store_tables
+        from flows import feature_tables, store_tables
         from flows.progress import bar
-        from pipeline.store import SAMPLED_LABELS, inspect_store
+        from pipeline.store import (
+            SAMPLED_LABELS,
+            holds_features,
+            inspect_features,
+            inspect_store,
+        )
 
+        if holds_features(location(store)):
+            if html is not None:
+                raise ConfigError("--html", ["pages show labels, and this is a store of features"])
+            with bar("shards read") as line:
+                features = inspect_features(location(store), progress=line.set)
+            show(features.to_dict(), as_json, feature_tables.show_features)
+            if not features.is_healthy:
+                raise typer.Exit(1)
+            return
         with bar("shards read") as line:
             summary = inspect_store(
                 location(store),

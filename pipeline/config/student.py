@@ -58,7 +58,10 @@ class StudentConfig(TrainingConfig):
         False, description="train on the labels that exist, where some are still missing"
     )
     memory_budget_mb: int = Field(
-        2048, ge=1, description="stored labels held in memory; above it, shards are streamed"
+        2048,
+        ge=1,
+        description="stored labels held in memory, and as much again of block features; above it, "
+        "shards are streamed",
     )
 
     @model_validator(mode="after")

@@ -6,9 +6,10 @@ from pipeline.store.block_feature_store import (
     open_block_features,
 )
 from pipeline.store.compare import compare_stores
+from pipeline.store.feature_summary import inspect_features
 from pipeline.store.inspect import SAMPLED_LABELS, inspect_store
 from pipeline.store.layout import shard_layout
-from pipeline.store.opening import create_soft_labels, open_soft_labels
+from pipeline.store.opening import create_soft_labels, holds_features, open_soft_labels
 from pipeline.store.soft_label_store import SoftLabelStore
 from pipeline.store.store_comparison import StoreComparison
 from pipeline.store.store_summary import StoreSummary
@@ -23,6 +24,8 @@ __all__ = [
     "compare_stores",
     "create_block_features",
     "create_soft_labels",
+    "holds_features",
+    "inspect_features",
     "inspect_store",
     "open_block_features",
     "open_soft_labels",

@@ -1,8 +1,8 @@
-"""Label stores that nothing refers to: which they are, and their removal.
+"""Stores that nothing refers to, of labels and of features: which they are, and their removal.
 
-In: what lies in a workspace's `labels` folder, what refers to it, and removal that a kill cannot
-turn into half a store. Left out: which stores the project file would write now, which needs the
-teachers (pipeline.teachers.stores.current_stores).
+In: what lies in a workspace's folders `labels` and `features`, what refers to it, and removal that
+a kill cannot turn into half a store. Left out: which stores the project file would write now, which
+needs the teachers (pipeline.teachers.stores.current_stores).
 
 A store is referred to by its teacher's `published.json`, or by the project file. Of the others the
 newest few are kept, so that a step back costs no labelling. One that is being written or read is
@@ -23,16 +23,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.locations import folder_size_and_time, is_local, remove_folder, storage_errors
+from pipeline.store.block_feature_store import open_block_features
 from pipeline.store.commit import sync
 from pipeline.store.lock import busy_reason, removal_lock
 from pipeline.store.opening import has_store, open_soft_labels
 from pipeline.store.published import SPLIT_NAMES, published_path
+from pipeline.store.published_features import published_features_path
 from pipeline.workspace import Workspace, read_record
 from storage_schemas.errors import ConcentrateError, ConfigError, StoreError
 
 Action = Literal["keep", "remove", "removed"]
 Report = Callable[[int, int], None]
 
+KINDS = ("labels", "features")
 _REMOVED = ".removed"
 _PARTIAL = ".partial"
 
@@ -47,8 +50,9 @@ class StoredItem:
     Attributes:
         store: Path in the workspace.
         teacher: Name of the folder it lies in.
+        kind: labels or features.
         split: train or test; empty where it does not say.
-        labels: Committed labels.
+        labels: Committed labels, or rows of features.
         bytes: Size of its files.
         written: Time of its last write, seconds since the epoch.
         action: keep; remove: nothing refers to it; removed: it is gone now.
@@ -57,6 +61,7 @@ class StoredItem:
 
     store: str
     teacher: str
+    kind: str
     split: str
     labels: int
     bytes: int
@@ -89,22 +94,26 @@ def find_garbage(
         report: Called with (done, all) stores.
 
     Raises:
-        ConfigError: If `only` has no folder of labels.
+        ConfigError: If `only` has no folder of labels or features.
     """
-    labels = workspace.root / "labels"
-    folders = sorted(path for path in labels.glob("*") if path.is_dir() and not path.is_symlink())
+    folders = [
+        path
+        for kind in KINDS
+        for path in sorted((workspace.root / kind).glob("*"))
+        if path.is_dir() and not path.is_symlink()
+    ]
     if only is not None:
-        known = [path.name for path in folders]
+        known = sorted({path.name for path in folders})
         if only not in known:
             raise ConfigError("--teacher", [f"must be one of {known}, got {only!r}"])
-        folders = [labels / only]
+        folders = [path for path in folders if path.name == only]
     paths = [path for folder in folders for path in _candidates(folder)]
     found = []
     for done, path in enumerate(paths):
         found.append(_described(workspace, path, current, teachers))
         if report is not None:
             report(done + 1, len(paths))
-    found.sort(key=lambda item: (item.teacher, item.split, -item.written))
+    found.sort(key=lambda item: (item.teacher, item.kind != KINDS[0], item.split, -item.written))
     return _with_newest_kept(found, keep)
 
 
@@ -149,6 +158,7 @@ def _described(
     return StoredItem(
         store=str(path.relative_to(workspace.root)),
         teacher=teacher,
+        kind=path.parent.parent.name,
         split=split,
         labels=labels,
         bytes=size,
@@ -159,17 +169,19 @@ def _described(
 
 
 def _contents(path: Path) -> tuple[str, int]:
-    store = open_soft_labels(path)
+    is_labels = path.parent.parent.name == KINDS[0]
+    store = open_soft_labels(path) if is_labels else open_block_features(path)
     return str(store.schema.split), int(store.commits[:, :, 0].sum())
 
 
 def _referred(workspace: Workspace, path: Path) -> str | None:
-    """Return what refers to a store in its own folder."""
-    record = path.parent / "published.json"
+    """Return what refers to a store: the record of its teacher, if anything."""
+    teacher = path.parent.name
+    record = workspace.published(teacher)
     if record.exists() and read_record(record) is None:
         return "published.json cannot be read"
-    teacher = path.parent.name
-    published = [published_path(workspace, teacher, split) for split in range(len(SPLIT_NAMES))]
+    labels = [published_path(workspace, teacher, split) for split in range(len(SPLIT_NAMES))]
+    published = [*labels, published_features_path(workspace, teacher)]
     return "published" if path in published else None
 
 
@@ -182,10 +194,10 @@ def _place_of(path: Path) -> Path:
 
 def _with_newest_kept(found: Sequence[StoredItem], keep: int) -> list[StoredItem]:
     """Keep the newest of each teacher and split; the items are sorted, newest first."""
-    seen: Counter[tuple[str, str]] = Counter()
+    seen: Counter[tuple[str, str, str]] = Counter()
     kept = []
     for item in found:
-        place = item.teacher, item.split
+        place = item.teacher, item.kind, item.split
         if item.action == "remove" and item.split and seen[place] < keep:
             seen[place] += 1
             reason = f"unused, one of the newest {keep}"

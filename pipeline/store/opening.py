@@ -109,6 +109,17 @@ def has_store(path: Path) -> bool:
     return path.exists() if is_local(path) else (path / "zarr.json").exists()
 
 
+def holds_features(path: Path) -> bool:
+    """Tell whether a store says that it is of block features; it need not be sound."""
+    try:
+        attributes = read_document(location(path)).get("attributes")
+    except ValueError:
+        return False
+    except storage_errors():
+        return False
+    return isinstance(attributes, dict) and BlockFeatureSchema.kind in attributes
+
+
 def _create_in_place(path: Path, schema: Schema, fitted: Fitted) -> None:
     create_arrays(path, schema, fitted)
     for name in group_names(schema):

@@ -9,7 +9,6 @@ is trained from what is found here, on a machine that may have no teacher at all
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from pipeline.config import Project, TeacherConfig
+from pipeline.config import Project
 from pipeline.data.routing import (
     mix_pools,
     retired_rows,
@@ -26,8 +25,8 @@ from pipeline.data.routing import (
     routed_rows,
     split_recipe,
 )
-from pipeline.store.binding import feature_differences, store_differences
-from pipeline.store.block_feature_store import BlockFeatureStore, open_block_features
+from pipeline.store.binding import store_differences
+from pipeline.store.block_feature_store import BlockFeatureStore
 from pipeline.store.coverage import (
     AvailablePairs,
     common_pairs,
@@ -35,22 +34,20 @@ from pipeline.store.coverage import (
     shards_without,
 )
 from pipeline.store.opening import open_soft_labels, read_schema
+from pipeline.store.published_features import open_published_features, published_fingerprint
 from pipeline.store.soft_label_store import SoftLabelStore
 from pipeline.workspace import Workspace, read_record, write_record
 from storage_schemas.errors import (
     ConcentrateError,
     MissingLabelError,
     SchemaMismatchError,
-    StoreError,
 )
 from storage_schemas.exactness import Exactness
-from storage_schemas.fingerprint import FINGERPRINT_DIGITS
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import TRAIN, Manifest
 
 Rows = npt.NDArray[np.int64]
 SPLIT_NAMES = ("train", "test")
-_FINGERPRINT = re.compile(f"[0-9a-f]{{{FINGERPRINT_DIGITS}}}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,32 +193,8 @@ def published_path(workspace: Workspace, teacher: str, split: int) -> Path | Non
     Raises:
         StoreError: If the record names something that is no store of this teacher.
     """
-    found = _published_fingerprint(workspace, teacher, split, "stores")
+    found = published_fingerprint(workspace, teacher, SPLIT_NAMES[split], "stores")
     return None if found is None else workspace.labels(teacher, found)
-
-
-def published_features_path(workspace: Workspace, teacher: str, split: int) -> Path | None:
-    """Return the path of a teacher's current block features, or None where there are none.
-
-    Raises:
-        StoreError: If the record names something that is no store of this teacher.
-    """
-    found = _published_fingerprint(workspace, teacher, split, "features")
-    return None if found is None else workspace.features(teacher, found)
-
-
-def _published_fingerprint(workspace: Workspace, teacher: str, split: int, kind: str) -> str | None:
-    path = workspace.published(teacher)
-    stores = (read_record(path) or {}).get(kind, {})
-    found = stores.get(SPLIT_NAMES[split]) if isinstance(stores, dict) else stores
-    if found is None:
-        return None
-    if not isinstance(found, str) or not _FINGERPRINT.fullmatch(found):
-        raise StoreError(
-            f"{path}: a store must be named by {FINGERPRINT_DIGITS} hex digits, got {found!r:.80}; "
-            "delete the file and run `concentrate label`"
-        )
-    return found
 
 
 def has_usable_labels(
@@ -299,9 +272,9 @@ def open_published(
         missing = shards_without(found, rows, store.schema.shard_rows)
         if missing:
             absent.append(f"{config.name} ({len(missing)} shards)")
-        if reads_features and config.features:
+        if reads_features and config.features and len(rows):
             try:
-                own = _open_features(project, config, manifest, cache_bytes)
+                own = open_published_features(project, config, manifest, cache_bytes)
             except SchemaMismatchError as error:
                 problems += [f"{config.name}: {problem}" for problem in error.problems]
             except MissingLabelError:
@@ -342,28 +315,6 @@ def open_published(
         unpublished=tuple(unpublished),
         features=features,
     )
-
-
-def _open_features(
-    project: Project, config: TeacherConfig, manifest: Manifest, cache_bytes: int
-) -> BlockFeatureStore:
-    """Open the published block features of one teacher's training rows.
-
-    Raises:
-        MissingLabelError: If none are published.
-        SchemaMismatchError: If they are not those of the project file; lists every field.
-    """
-    path = published_features_path(Workspace(project.workspace), config.name, TRAIN)
-    if path is None:
-        raise MissingLabelError(
-            f"no block features of {config.name} are published; run `concentrate label`"
-        )
-    owners = sum(bool(teacher.features) for teacher in project.teachers)
-    store = open_block_features(path, cache_bytes=cache_bytes // owners)
-    problems = feature_differences(project, config, manifest, TRAIN, store.schema)
-    if problems:
-        raise SchemaMismatchError(str(path), problems)
-    return store
 
 
 def _mixed_with_retired(

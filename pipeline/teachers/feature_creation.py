@@ -78,7 +78,7 @@ def open_or_create_features(
         TeacherOutputError: If a feature is not finite.
     """
     split = SPLIT_NAMES.index(str(store.schema.split))
-    if not has_features(spec, split) or not len(routed_rows(manifest, split, spec.route)):
+    if not has_features(spec, manifest, split):
         return None
     found = open_feature_store(project, spec, manifest, store.schema.shard_rows)
     if found is not None:

@@ -1,7 +1,7 @@
 """A teacher's store of block features: its name, its layout, and what is missing in it.
 
-Imports no torch, so that `plan` and the flows are quick. The shapes of the arrays are known once
-the store is there; before that only the network itself can tell (features.py).
+Imports no torch at the start, so that `plan` and the flows are quick. The shapes of the arrays are
+known once the store is there; before that only the network itself can tell (features.py).
 
 Shards of features nest in shards of labels: one run of the teacher over one label shard writes
 both, and no feature shard has two writers.
@@ -9,7 +9,9 @@ both, and no feature shard has two writers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from pipeline.store import BlockFeatureStore, open_block_features
 from pipeline.store.coverage import missing_labels
 from pipeline.store.opening import has_store
 from pipeline.store.published import SPLIT_NAMES
+from pipeline.store.verify import metadata_problems
 from pipeline.teachers.spec import TeacherSpec
 from pipeline.workspace import Workspace
 from storage_schemas.block_features import BLOCK_FEATURE_VERSION
@@ -37,9 +40,11 @@ LARGEST_FEATURE_CHUNK_BYTES = 2**20
 Pairs = list[tuple[int, int]]
 
 
-def has_features(spec: TeacherSpec, split: int) -> bool:
-    """Tell whether features are stored of a teacher's rows: of training rows, if any are asked."""
-    return split == TRAIN and bool(spec.config.features)
+def has_features(spec: TeacherSpec, manifest: Manifest, split: int) -> bool:
+    """Tell whether features are stored: of training rows, where there are some, if asked for."""
+    if split != TRAIN or not spec.config.features:
+        return False
+    return len(routed_rows(manifest, TRAIN, spec.route)) > 0
 
 
 def feature_parts(
@@ -153,6 +158,59 @@ def pairs_of_labels(
     ratio = label_shard_rows // store.schema.shard_rows
     found = {(view, shard // ratio) for view, shard in missing_features(store, spec, manifest)}
     return sorted(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedFeatures:
+    """What is to be done for a teacher's features.
+
+    Attributes:
+        path: Where their store lies, or will.
+        bytes: Upper bound of what is missing, before compression.
+        fit_rows: Rows that the teacher is run on before all others, to fit constants; 0: none.
+        damage: What is wrong with the store's metadata.
+    """
+
+    path: Path
+    bytes: int
+    fit_rows: int
+    damage: tuple[str, ...] = ()
+
+
+def plan_features(
+    project: Project,
+    spec: TeacherSpec,
+    manifest: Manifest,
+    label_shard_rows: int,
+    *,
+    weights: str | None = None,
+) -> PlannedFeatures:
+    """Return what a teacher's features still need.
+
+    Only where there is no store yet must the network be asked how large its blocks are, and torch
+    is imported for it.
+
+    Raises:
+        ConfigError: If the teacher has no such blocks; lists those it has.
+        SchemaMismatchError: As `open_feature_store`.
+        CorruptLabelError: As `open_feature_store`.
+    """
+    path = feature_path(project, spec.name, feature_parts(project, spec, manifest, weights=weights))
+    store = open_feature_store(project, spec, manifest, label_shard_rows, weights=weights)
+    if store is not None:
+        pairs = missing_feature_rows(store, spec, manifest)
+        damage = tuple(metadata_problems(store))
+        needed = pairs * store.schema.row_bytes
+        return PlannedFeatures(path=path, bytes=needed, fit_rows=0, damage=damage)
+    from pipeline.teachers.features import planned_row_bytes
+
+    rows = len(routed_rows(manifest, TRAIN, spec.route))
+    shares = [config.fit_share for config in spec.config.features if config.is_fitted]
+    return PlannedFeatures(
+        path=path,
+        bytes=rows * split_recipe(project, TRAIN).count * planned_row_bytes(spec),
+        fit_rows=math.ceil(max(shares, default=0) * rows),
+    )
 
 
 def missing_feature_rows(store: BlockFeatureStore, spec: TeacherSpec, manifest: Manifest) -> int:

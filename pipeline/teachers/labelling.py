@@ -246,7 +246,7 @@ def _features(
     project: Project, spec: TeacherSpec, manifest: Manifest, store: SoftLabelStore
 ) -> BlockFeatureStore | None:
     """Open the teacher's features, which are made before anything is run (feature_creation.py)."""
-    if not has_features(spec, SPLIT_NAMES.index(str(store.schema.split))):
+    if not has_features(spec, manifest, SPLIT_NAMES.index(str(store.schema.split))):
         return None
     found = open_feature_store(project, spec, manifest, store.schema.shard_rows)
     if found is None:

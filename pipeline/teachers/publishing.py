@@ -77,7 +77,7 @@ def label_and_publish(
     fingerprints = {SPLIT_NAMES[split]: schema.fingerprint for split, schema in schemas.items()}
     workspace, cost = Workspace(project.workspace), teacher_cost(spec)
     features = None
-    if has_features(spec, TRAIN):
+    if has_features(spec, manifest, TRAIN):
         features = feature_path(project, spec.name, feature_parts(project, spec, manifest))
     named = {} if features is None else {SPLIT_NAMES[TRAIN]: features.stem}
     done = {}

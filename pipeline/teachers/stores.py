@@ -18,7 +18,13 @@ from pipeline.store import SoftLabelStore, create_soft_labels, open_soft_labels,
 from pipeline.store.coverage import missing_labels
 from pipeline.store.opening import has_store
 from pipeline.store.published import SPLIT_NAMES
-from pipeline.teachers.feature_stores import has_features, open_feature_store, pairs_of_labels
+from pipeline.teachers.feature_stores import (
+    feature_parts,
+    feature_path,
+    has_features,
+    open_feature_store,
+    pairs_of_labels,
+)
 from pipeline.teachers.spec import TeacherSpec, resolve_teachers
 from pipeline.workspace import Workspace
 from storage_schemas.label_space import LabelSpace
@@ -41,6 +47,11 @@ class ShardWork:
     views: tuple[int, ...]
     rows: int
     only_features: tuple[int, ...] = ()
+
+    @property
+    def label_views(self) -> tuple[int, ...]:
+        """Views whose labels are missing."""
+        return tuple(view for view in self.views if view not in self.only_features)
 
     @property
     def labels(self) -> int:
@@ -129,12 +140,22 @@ def current_stores(project: Project) -> frozenset[Path]:
     if not has_manifest(project.workspace):
         return frozenset()
     manifest, space = load_manifest(project.workspace), load_label_space(project.workspace)
-    return frozenset(
-        store_path(project, store_schema(project, spec, space, manifest, split))
+    ready = [
+        spec
         for spec in resolve_teachers(project, space, manifest)
         if spec.is_ready or spec.folder is None
+    ]
+    labels = {
+        store_path(project, store_schema(project, spec, space, manifest, split))
+        for spec in ready
         for split in (TRAIN, TEST)
-    )
+    }
+    features = {
+        feature_path(project, spec.name, feature_parts(project, spec, manifest))
+        for spec in ready
+        if has_features(spec, manifest, TRAIN)
+    }
+    return frozenset(labels | features)
 
 
 def open_or_create(project: Project, schema: SoftLabelSchema, space: LabelSpace) -> SoftLabelStore:
@@ -174,7 +195,7 @@ def missing_work(
         ]
     counts = np.bincount(rows // shard_rows) if len(rows) else np.zeros(0, np.int64)
     labels = set(pairs)
-    if has_features(spec, split):
+    if has_features(spec, manifest, split):
         weights = str(schema.fingerprint_parts["weights"])
         own = open_feature_store(project, spec, manifest, shard_rows, weights=weights)
         pairs += pairs_of_labels(own, spec, manifest, shard_rows, schema.num_views)

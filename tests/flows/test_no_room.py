@@ -33,7 +33,7 @@ def test_without_room_it_does_not_start_and_in_the_middle_it_stops(
     for line in ("label project.yaml --teacher letters", "run project.yaml"):
         refused = run_line(folder, f"concentrate {line} {many}")
         assert refused.exit_code == 2
-        assert f"{folder / 'work'}: the labels take at most " in refused.output
+        assert f"{folder / 'work'}: labels and features take at most " in refused.output
         assert "--force" in refused.output
     assert not (folder / "work" / "labels").exists()
     loaded = reload(str(folder / "project.yaml"), ["views.count=60000"])

@@ -144,6 +144,19 @@ def test_altered_constants_are_never_used(store):
         again.fetch(np.array([150]), np.array([1]))
 
 
+def test_another_implementation_reads_the_same(store):
+    """tensorstore, which knows the core codecs alone, sees the values, and fill elsewhere."""
+    import tensorstore
+
+    for array in store.schema.stored_arrays:
+        path = f"file://{store.path}/{array.name}"
+        other = tensorstore.open({"driver": "zarr3", "kvstore": path}).result()
+        found = np.asarray(other[1].read().result())
+        assert other.domain.labels == ("view", "row", *array.dimensions)
+        assert (~array.absent(found)).nonzero()[0].tolist() == ROWS.tolist()
+        assert (found[128:256] == store.read_shard(1, 1)[0 if array.name[0] == "l" else 1]).all()
+
+
 def test_a_store_grows(store):
     """New rows get room, old shards stay valid, only the last one is to be written again."""
     store.grow(400)
