@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,6 +78,7 @@ class StoredSignals(SignalSource):
         self._temperature = temperature
         self._mix_weights = mix_weights
         self._to_hold, self._held_views = held_rows, held_views
+        self._holds = False
         provides = {"labels"} if (labels >= 0).any() else set()
         self._features = dict(features or {})
         provides |= {"soft"} if self._stores else set()
@@ -90,6 +91,10 @@ class StoredSignals(SignalSource):
             self._slots = np.cumsum(routes, axis=1) - 1
             self._depth = int(routes.sum(axis=1).max())
             self._k = max(store.schema.k for store in self._stores)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Say nothing of what is in memory: stores are opened anew where they arrive."""
+        return self.__dict__ | {"_holds": False}
 
     def fetch(self, rows: Rows, views: Rows) -> TargetBatch:
         """Return the targets of (B,) rows and (B,) views.
@@ -131,7 +136,7 @@ class StoredSignals(SignalSource):
 
     def _soft(self, rows: Rows, views: Rows, labels: Rows) -> SoftLabelBatch:
         assert self._routes is not None
-        if self._to_hold is not None:
+        if self._to_hold is not None and not self._holds:
             classes = self._labels[self._to_hold]
             for index, store in enumerate(self._stores):
                 own = self._routes[classes, index]
@@ -139,7 +144,7 @@ class StoredSignals(SignalSource):
                     self._to_hold[own],
                     None if self._held_views is None else self._held_views[own],
                 )
-            self._to_hold = None
+            self._holds = True
         shape = (self._depth, len(rows), self._k)
         ids = np.full(shape, -1, np.int64)
         log_probs = np.full(shape, -np.inf, np.float32)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from pipeline.config import Project, load_project
+from pipeline.config import Amalgamation, Project, load_project
 from pipeline.data import update_manifest
 from pipeline.data.manifest import ManifestUpdate
 from pipeline.models.builders import build_classifier
@@ -51,6 +51,14 @@ class Noise(Source):
         return None
 """
 CLASSES = {"fruit": ["apple", "pear"], "tool": ["axe", "saw", "file"]}
+LAYERS = (
+    {
+        "block": "blocks.1",
+        "features": "blocks_1.pca",
+        "into": ["blocks.2.conv1", "blocks.2.shortcut.1"],
+    },
+    {"block": "blocks.2", "features": "blocks_2.pca", "into": ["head.fc"]},
+)
 NETWORK = {
     "builder": "pipeline.models.backbones:glyph_resnet",
     "builder_args": {"width": 8},
@@ -63,14 +71,6 @@ def settings(routing: str = "all") -> dict[str, object]:
     features = [
         {"block": "blocks.1", "reduce": "pca", "grid": 8, "components": 6, "fit_share": 1.0},
         {"block": "blocks.2", "reduce": "pca", "grid": 4, "components": 9, "dtype": "uint8"},
-    ]
-    layers = [
-        {
-            "block": "blocks.1",
-            "features": "blocks_1.pca",
-            "into": ["blocks.2.conv1", "blocks.2.shortcut.1"],
-        },
-        {"block": "blocks.2", "features": "blocks_2.pca", "into": ["head.fc"]},
     ]
     return {
         "workspace": "work",
@@ -93,7 +93,7 @@ def settings(routing: str = "all") -> dict[str, object]:
             "objective": {
                 "name": "amalgamation",
                 "temperature": 2.0,
-                "layers": layers,
+                "layers": list(LAYERS),
                 "layerwise_share": 0.5,
                 "hint_weight": 0.5,
             },
@@ -184,3 +184,17 @@ def test_teachers_that_label_their_own_rows_alone_are_refused(tmp_path: Path) ->
     """Which rows are a teacher's own is told by labels, so every teacher must label all."""
     with pytest.raises(ConfigError, match=r"routing must be 'all', got 'own' for \['fruit'"):
         load_project(written(tmp_path, settings(routing="own")), [])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"layers": []}, "need layers, got none"),
+        ({"layers": [LAYERS[0], LAYERS[0]]}, "different blocks"),
+        ({"layers": [{**LAYERS[0], "into": []}]}, r"needs `into`.*blocks\.1"),
+    ],
+)
+def test_layers_that_cannot_work_are_refused(changes: dict[str, object], message: str) -> None:
+    """Layers that are missing, doubled or without readers are named."""
+    with pytest.raises(ValueError, match=message):
+        Amalgamation(name="amalgamation", layerwise_share=0.5, **changes)
