@@ -158,7 +158,11 @@ def sample_answers(
         }
         for index, name in enumerate(published.names):
             assert published.routes is not None
-            if published.routes[label, index] and len(published.labelled(index, np.array([row]))):
+            knows = (
+                published.routes[label, index]
+                and label in published.stores[index].label_map.support
+            )
+            if knows and len(published.labelled(index, np.array([row]))):
                 said = _test_labels(published.stores[index], np.array([row]))
                 probs = np.exp(said.log_probs[0, :TOP])
                 sample["teacher"] = _named(space, said.ids[0, :TOP].tolist(), probs.tolist())

@@ -160,6 +160,11 @@ def test_a_student_learns_from_unlabelled_images(
     found = evaluate_runs(project, [run], space, manifest, tests)
     assert found["runs"][0]["images"] == 5
     assert set(found["runs"][0]["verticals"]) == {"fruit", "tool"}
+    shown = [
+        (sample["label"].partition("/")[0], sample["teacher_name"]) for sample in found["samples"]
+    ]
+    assert shown
+    assert all(vertical == teacher for vertical, teacher in shown)
 
 
 def test_labels_of_the_manifest_are_hidden(
