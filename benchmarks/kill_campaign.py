@@ -68,7 +68,8 @@ def examine(root: Path, answer: Any) -> None:
     from pipeline.config import load_project
     from pipeline.data import load_label_space, load_manifest
     from pipeline.store import verify_store
-    from pipeline.store.published import SPLIT_NAMES, commits_digest, open_published
+    from pipeline.store.published import SPLIT_NAMES, open_published
+    from pipeline.store.published_labels import commits_digest
     from storage_schemas.manifest import TEST, TRAIN
 
     project = load_project(root / "project.yaml")

@@ -13,7 +13,7 @@ from flows.tables import console, percent, plain, size
 def show_features(summary: dict[str, Any]) -> None:
     """Show what a store of features holds and how healthy it is."""
     console.print(f"[bold]{plain(summary['path'])}[/bold]", soft_wrap=True)
-    covered = ", ".join(percent(share) for share in summary["coverage"])
+    covered = ", ".join(f"{percent(100 * share)} %" for share in summary["coverage"])
     console.print(
         f"features of {plain(summary['teacher'])}, {plain(summary['split'])} rows: "
         f"{sum(summary['rows_per_view']):,} in {summary['num_views']} views ({covered} of "
@@ -25,8 +25,8 @@ def show_features(summary: dict[str, Any]) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("array", "channels x height x width", "type", "fitted", "size", "bytes a row"):
         table.add_column(name, overflow="fold")
-    table.add_column("mean", justify="right")
-    table.add_column("deviation", justify="right")
+    for name in ("mean", "deviation"):
+        table.add_column(name, justify="right", overflow="fold")
     for array in summary["arrays"]:
         spread = (array["mean"], array["deviation"])
         table.add_row(
@@ -36,7 +36,7 @@ def show_features(summary: dict[str, Any]) -> None:
             ", ".join(array["fitted"]),
             size(array["bytes"]),
             f"{array['bytes_per_row']:.0f}",
-            *("" if value is None else f"{value:.4g}" for value in spread),
+            *("" if value is None else f"{value:.3g}" for value in spread),
         )
     console.print(table)
     for problem in summary["problems"]:

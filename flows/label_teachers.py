@@ -100,6 +100,19 @@ def measure_teacher(teacher: str, config: str, overrides: list[str]) -> dict[str
         return record_exactness(loaded.project, spec, loaded.manifest, schema, report=line.advance)
 
 
+@task(cache_policy=NO_CACHE, task_run_name="features/{teacher}", tags=["label"], **RETRIES)
+def fit_features(teacher: str, config: str, overrides: list[str]) -> None:
+    """Create the store of a teacher's block features, with what must be fitted for it."""
+    from pipeline.teachers.feature_creation import open_or_create_features
+
+    loaded = reload(config, overrides)
+    spec = _resolve(loaded, teacher)
+    schema = store_schema(loaded.project, spec, loaded.space, loaded.manifest, TRAIN)
+    store = open_or_create(loaded.project, schema, loaded.space)
+    with gpu_slot(loaded.project), bar(f"features of {teacher} fitted") as line:
+        open_or_create_features(loaded.project, spec, loaded.manifest, store, report=line.advance)
+
+
 @flow(name="label-teacher", flow_run_name="label/{teacher}", log_prints=False, **HOOKS)
 def label_teacher(
     teacher: Name, config: ConfigPath, overrides: Overrides = None
@@ -144,6 +157,7 @@ def label_teacher(
         loaded.manifest,
         run,
         lambda: measure_teacher(teacher, config, overrides),
+        lambda: fit_features(teacher, config, overrides),
     )
     create_table_artifact(stored, key=artifact_key("labels", teacher))
     return done

@@ -20,11 +20,7 @@ from pipeline.data.routing import routed_rows
 from pipeline.durable_files import free_bytes
 from pipeline.reasons import count, label_reason, training_reason
 from pipeline.store.opening import has_store, open_soft_labels
-from pipeline.store.published import (
-    SPLIT_NAMES,
-    open_published,
-    published_path,
-)
+from pipeline.store.published import SPLIT_NAMES, open_published, published_path
 from pipeline.store.published_features import published_features_path
 from pipeline.store.verify import metadata_problems
 from pipeline.teachers.feature_stores import has_features, plan_features

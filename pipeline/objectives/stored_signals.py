@@ -50,11 +50,10 @@ class StoredSignals(SignalSource):
             last row is for unlabelled images.
         temperature: At which the stored labels are decoded; every store must declare it.
         mix_weights: (rows, views) -> partner rows and weights, where the recipe mixes images.
-        held_rows: Ascending rows whose soft labels each process keeps in memory, from its first
-            batch on; None: shards are cached as they come.
+        held_rows: Ascending rows whose soft labels and features each process keeps in memory, from
+            its first batch on; None: shards are cached as they come.
         held_views: (held rows, V) bool, which of their views exist; None: all.
-        features: By store number, the block features of its teacher. They are large: they are read
-            shard by shard, and kept as far as their own `cache_bytes` go.
+        features: By store number, the block features of its teacher.
 
     Raises:
         SchemaMismatchError: If a store does not declare the temperature; lists those it has.
@@ -103,6 +102,7 @@ class StoredSignals(SignalSource):
             MissingLabelError: If a routed label has not been written.
             CorruptLabelError: If stored bytes disagree with their commit record.
         """
+        self._hold()
         labels = self._labels[rows].astype(np.int64)
         partner_labels = mix_weight = None
         if self._mix_weights is not None and "labels" in self.provides:
@@ -117,6 +117,18 @@ class StoredSignals(SignalSource):
             rows=torch.from_numpy(rows.astype(np.int64)),
             features=self._block_features(rows, views, labels) if self._features else None,
         )
+
+    def _hold(self) -> None:
+        """Read what is to be kept, in the process that is asked first for a batch."""
+        if self._holds or self._to_hold is None or self._routes is None:
+            return
+        classes = self._labels[self._to_hold]
+        held: list[tuple[int, SoftLabelStore | BlockFeatureStore]] = list(enumerate(self._stores))
+        for index, store in held + list(self._features.items()):
+            own = self._routes[classes, index]
+            views = None if self._held_views is None else self._held_views[own]
+            store.hold(self._to_hold[own], views)
+        self._holds = True
 
     def _block_features(
         self, rows: Rows, views: Rows, labels: Rows
@@ -136,15 +148,6 @@ class StoredSignals(SignalSource):
 
     def _soft(self, rows: Rows, views: Rows, labels: Rows) -> SoftLabelBatch:
         assert self._routes is not None
-        if self._to_hold is not None and not self._holds:
-            classes = self._labels[self._to_hold]
-            for index, store in enumerate(self._stores):
-                own = self._routes[classes, index]
-                store.hold(
-                    self._to_hold[own],
-                    None if self._held_views is None else self._held_views[own],
-                )
-            self._holds = True
         shape = (self._depth, len(rows), self._k)
         ids = np.full(shape, -1, np.int64)
         log_probs = np.full(shape, -np.inf, np.float32)

@@ -11,20 +11,18 @@ on with it, after a kill or after more images were added, uses the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import zarr
 
-from pipeline.locations import is_local, location, storage_errors
+from pipeline.locations import is_local, location
+from pipeline.store.fitted_constants import Fitted, altered_constant, read_constant
 from pipeline.store.growth import grow_store
-from pipeline.store.layout import array_place
 from pipeline.store.opening import create_store, read_stored
 from pipeline.store.row_reader import RowReader, Rows
-from pipeline.store.shards import DECODING_ERRORS, Array, ShardFiles
+from pipeline.store.shards import Array, ShardFiles
 from storage_schemas.block_features import (
     RANGE,
     BlockFeatureSchema,
@@ -33,11 +31,9 @@ from storage_schemas.block_features import (
     encode,
     fitted_digest,
 )
-from storage_schemas.errors import CorruptLabelError, SchemaMismatchError, StoreError
+from storage_schemas.errors import SchemaMismatchError
 
 DEFAULT_CACHE_BYTES = 256 * 2**20
-
-Fitted = Mapping[str, npt.NDArray[np.float64]]
 
 
 class BlockFeatureStore:
@@ -85,10 +81,10 @@ class BlockFeatureStore:
 
     def _constant(self, place: str) -> npt.NDArray[np.float64]:
         if place not in self._fitted:
-            values = _read_constant(self.path, place)
+            values = read_constant(self.path, place)
             wanted, got = self.schema.fitted_arrays[place].digest, fitted_digest(values)
             if got != wanted:
-                raise _altered(self.path, place, f"sha256 must be {wanted}, got {got}")
+                raise altered_constant(self.path, place, f"sha256 must be {wanted}, got {got}")
             self._fitted[place] = values
         return self._fitted[place]
 
@@ -216,47 +212,6 @@ class BlockFeatureStore:
             array.name: decode(array, codes, self._range(array.name))
             for array, codes in zip(self.schema.arrays, stored, strict=True)
         }
-
-
-def _read_constant(path: Path, place: str) -> npt.NDArray[np.float64]:
-    try:
-        found = zarr.open_array(array_place(path / place), mode="r", zarr_format=3)
-        return np.asarray(found[...], np.float64)
-    except storage_errors() as error:
-        raise StoreError(f"{path}: array {place} cannot be read: {error}") from error
-    except DECODING_ERRORS as error:
-        raise _altered(path, place, str(error)) from error
-
-
-def _altered(path: Path, place: str, why: str) -> CorruptLabelError:
-    return CorruptLabelError(
-        f"{path}: array {place}, fitted before the first shard, is damaged: {why}; all "
-        "features rest on it: delete the store and run `concentrate label`"
-    )
-
-
-def stored_constants(path: Path, names: Sequence[str]) -> dict[str, Fitted]:
-    """Return the constants that lie in a store whose own metadata may be lost.
-
-    Nothing but the checksum of their chunks says that they are whole.
-
-    Args:
-        path: Directory of the store.
-        names: Of its arrays.
-
-    Raises:
-        CorruptLabelError: If one does not decode.
-        StoreError: If one cannot be read.
-    """
-    folders = sorted(folder.name for folder in path.iterdir() if folder.is_dir())
-    return {
-        name: {
-            constant: _read_constant(path, f"{constant}/{name}")
-            for constant in folders
-            if (path / constant / name / "zarr.json").exists()
-        }
-        for name in names
-    }
 
 
 def create_block_features(

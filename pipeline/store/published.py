@@ -8,9 +8,7 @@ is trained from what is found here, on a machine that may have no teacher at all
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +26,13 @@ from pipeline.data.routing import (
 from pipeline.store.binding import store_differences
 from pipeline.store.block_feature_store import BlockFeatureStore
 from pipeline.store.coverage import (
-    AvailablePairs,
     common_pairs,
     labelled_views,
     shards_without,
 )
 from pipeline.store.opening import open_soft_labels, read_schema
 from pipeline.store.published_features import open_published_features, published_fingerprint
+from pipeline.store.published_labels import PublishedLabels
 from pipeline.store.soft_label_store import SoftLabelStore
 from pipeline.workspace import Workspace, read_record, write_record
 from storage_schemas.errors import (
@@ -49,93 +47,17 @@ from storage_schemas.manifest import TRAIN, Manifest
 Rows = npt.NDArray[np.int64]
 SPLIT_NAMES = ("train", "test")
 
-
-@dataclass(frozen=True, kw_only=True)
-class PublishedLabels:
-    """The current stores of all teachers for one split.
-
-    Attributes:
-        names: Teachers, in the order of the project file.
-        stores: One per teacher, opened.
-        routes: (C + 1, T) which rows each labels; None where there is no store.
-        counts: Of each, the labels that can be used and those that there should be.
-        available: The (row, view) pairs to train on; None when that is every pair.
-        labelled_rows: Of each, the rows labelled in every view; None when that is every row.
-        unpublished: Teachers of which nothing is published; they take no part.
-        features: By position of the teacher, its block features, where the student reads them.
-    """
-
-    names: tuple[str, ...] = ()
-    stores: tuple[SoftLabelStore, ...] = ()
-    routes: npt.NDArray[np.bool_] | None = None
-    counts: tuple[tuple[int, int], ...] = ()
-    available: AvailablePairs | None = None
-    labelled_rows: tuple[Rows, ...] | None = None
-    unpublished: tuple[str, ...] = ()
-    features: Mapping[int, BlockFeatureStore] = field(default_factory=dict)
-
-    @property
-    def is_partial(self) -> bool:
-        """Whether some labels, or some teachers, are left out."""
-        return self.available is not None or bool(self.unpublished)
-
-    def coverage(self) -> dict[str, list[int]]:
-        """Return, by teacher, the labels that can be used and those that there should be."""
-        found = {name: list(pair) for name, pair in zip(self.names, self.counts, strict=True)}
-        return found | {name: [0, 0] for name in self.unpublished}
-
-    def labelled(self, index: int, rows: Rows) -> Rows:
-        """Return those of the rows that one teacher has labelled in every view."""
-        return (
-            rows if self.labelled_rows is None else rows[np.isin(rows, self.labelled_rows[index])]
-        )
-
-    def identity(self) -> list[list[str]]:
-        """Return name, fingerprint and digest of all commit records of each store."""
-        return [
-            [name, store.schema.fingerprint, commits_digest(store)]
-            for name, store in zip(self.names, self.stores, strict=True)
-        ]
-
-    def feature_identity(self) -> list[list[str]]:
-        """Return name, fingerprint and digest of all commit records of each feature store."""
-        return [
-            [self.names[index], store.schema.fingerprint, commits_digest(store)]
-            for index, store in self.features.items()
-        ]
-
-    @property
-    def feature_shapes(self) -> dict[str, tuple[int, int, int]]:
-        """(channels, height, width) of each block feature by `<teacher>/<array>`."""
-        return {name: s for store in self.features.values() for name, s in store.shapes.items()}
-
-    def feature_bytes(self, manifest: Manifest, split: int) -> int:
-        """Return the memory that all block features of a split take, as stored."""
-        assert self.routes is not None
-        total = 0
-        for index, store in self.features.items():
-            rows = routed_rows(manifest, split, self.routes[:, index])
-            total += len(rows) * store.schema.num_views * store.schema.row_bytes
-        return total
-
-    def held_bytes(self, manifest: Manifest, split: int) -> int:
-        """Return the memory that all labels of a split take, as stored."""
-        assert self.routes is not None
-        total = 0
-        for index, store in enumerate(self.stores):
-            schema = store.schema
-            rows = routed_rows(manifest, split, self.routes[:, index])
-            shards = len(np.unique(rows // schema.shard_rows))
-            total += shards * schema.shard_rows * schema.num_views * schema.label_bytes
-        return total
-
-
-def commits_digest(store: SoftLabelStore | BlockFeatureStore) -> str:
-    """Return the sha256 hex digest of a store's commit records up to its last labelled shard."""
-    commits = store.commits
-    used = np.flatnonzero(commits[:, :, 0].any(axis=0))
-    last = int(used[-1]) + 1 if len(used) else 0
-    return hashlib.sha256(commits[:, :last].astype("<u4").tobytes()).hexdigest()
+__all__ = [
+    "SPLIT_NAMES",
+    "PublishedLabels",
+    "has_usable_labels",
+    "open_published",
+    "publish",
+    "published_cost",
+    "published_path",
+    "read_exactness",
+    "rows_to_label",
+]
 
 
 def rows_to_label(

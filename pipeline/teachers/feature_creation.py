@@ -27,7 +27,7 @@ from pipeline.store import (
     create_block_features,
     open_block_features,
 )
-from pipeline.store.block_feature_store import stored_constants
+from pipeline.store.fitted_constants import stored_constants
 from pipeline.store.published import SPLIT_NAMES
 from pipeline.store.repair import repair_metadata
 from pipeline.store.verify import metadata_problems
@@ -39,7 +39,7 @@ from pipeline.teachers.feature_stores import (
     open_feature_store,
 )
 from pipeline.teachers.features import Shapes, feature_shapes, finite_maps, tapped
-from pipeline.teachers.labelling import load_teacher, row_batches, teacher_reader
+from pipeline.teachers.labelling import LabelReport, load_teacher, row_batches, teacher_reader
 from pipeline.teachers.reductions import REDUCTIONS, Constants, Fit, value_range
 from pipeline.teachers.spec import TeacherSpec
 from pipeline.training.fit import pick_device
@@ -59,7 +59,12 @@ FIT_BLOCK = 2**30
 
 
 def open_or_create_features(
-    project: Project, spec: TeacherSpec, manifest: Manifest, store: SoftLabelStore
+    project: Project,
+    spec: TeacherSpec,
+    manifest: Manifest,
+    store: SoftLabelStore,
+    *,
+    report: LabelReport | None = None,
 ) -> BlockFeatureStore | None:
     """Open a teacher's features, grown to the manifest; fit and create them when there are none.
 
@@ -68,6 +73,7 @@ def open_or_create_features(
         spec: The teacher, with weights.
         manifest: All rows.
         store: Its labels of one split.
+        report: Called with the number of images after each batch of the fit.
 
     Returns:
         None where the teacher has no features: of test rows, without training rows, unasked.
@@ -86,7 +92,7 @@ def open_or_create_features(
         return found
     network = load_teacher(spec, pick_device(project.runtime.device))
     shapes = feature_shapes(network, spec)
-    fitted, fit_rows = _fitted(project, spec, manifest, network)
+    fitted, fit_rows = _fitted(project, spec, manifest, network, report)
     schema = feature_schema(
         project, spec, manifest, shapes, store.schema.shard_rows, fitted, fit_rows
     )
@@ -208,6 +214,7 @@ def _fitted(
     spec: TeacherSpec,
     manifest: Manifest,
     network: nn.Module,
+    report: LabelReport | None,
 ) -> tuple[dict[str, Constants], int]:
     """Return the constants of every array, and how many rows they were fitted on."""
     configs = [config for config in spec.config.features if config.is_fitted]
@@ -239,6 +246,8 @@ def _fitted(
                             maps[torch.from_numpy(wanted).to(maps.device)].cpu()
                         )
                 done += len(batch)
+                if report is not None:
+                    report(len(batch))
     constants: dict[str, Constants] = {}
     for config in configs:
         found = fits[config.name].result()

@@ -27,11 +27,11 @@ from pipeline.store.published import SPLIT_NAMES
 from pipeline.store.verify import metadata_problems
 from pipeline.teachers.spec import TeacherSpec
 from pipeline.workspace import Workspace
-from storage_schemas.block_features import BLOCK_FEATURE_VERSION
-from storage_schemas.errors import SchemaMismatchError
+from storage_schemas.block_feature_schema import BLOCK_FEATURE_VERSION
+from storage_schemas.errors import SchemaMismatchError, StoreError
 from storage_schemas.fingerprint import fingerprint
 from storage_schemas.manifest import TRAIN, Manifest
-from storage_schemas.soft_label_schema import dict_problems
+from storage_schemas.soft_label_schema import SoftLabelSchema, dict_problems
 
 # A shard is what is written, and read, at once.
 LARGEST_FEATURE_SHARD_BYTES = 32 * 2**20
@@ -128,6 +128,25 @@ def open_feature_store(
     if problems:
         raise SchemaMismatchError(str(path), problems)
     return store
+
+
+def written_features(
+    project: Project, spec: TeacherSpec, manifest: Manifest, labels: SoftLabelSchema
+) -> BlockFeatureStore | None:
+    """Open the store that features go into when labels are written; None where there are none.
+
+    Raises:
+        StoreError: If it is not there: it is made before any shard (feature_creation.py).
+        SchemaMismatchError: As `open_feature_store`.
+    """
+    if not has_features(spec, manifest, SPLIT_NAMES.index(str(labels.split))):
+        return None
+    found = open_feature_store(project, spec, manifest, labels.shard_rows)
+    if found is None:
+        raise StoreError(
+            f"features of teacher {spec.name!r} have no store; run `concentrate label`"
+        )
+    return found
 
 
 def missing_features(store: BlockFeatureStore, spec: TeacherSpec, manifest: Manifest) -> Pairs:

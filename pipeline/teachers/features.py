@@ -158,6 +158,10 @@ class FeatureRecorder:
         shard_rows = self._store.schema.shard_rows
         shards = rows // shard_rows
         wanted = [int(s) for s in np.unique(shards) if (view, int(s)) in self._missing]
+        if not wanted:  # their labels alone were missing
+            for taps in self._taps.values():
+                taps.take()
+            return
         codes = [self._codes(config, rows, view) for config in self._spec.config.features]
         for shard in wanted:
             if (view, shard) not in self._shards:

@@ -37,20 +37,14 @@ from pipeline.data.view_reader import ViewReader
 from pipeline.models.builders import build_classifier, probe
 from pipeline.models.weights import load_weights
 from pipeline.numerics import draw_counts, nucleus, sparsify
-from pipeline.store import BlockFeatureStore, SoftLabelStore
+from pipeline.store import SoftLabelStore
 from pipeline.store.published import SPLIT_NAMES
-from pipeline.teachers.feature_stores import (
-    has_features,
-    missing_features,
-    open_feature_store,
-)
-from pipeline.teachers.features import (
-    FeatureRecorder,
-)
+from pipeline.teachers.feature_stores import missing_features, written_features
+from pipeline.teachers.features import FeatureRecorder
 from pipeline.teachers.spec import TeacherSpec
 from pipeline.teachers.stores import ShardWork
 from pipeline.training.fit import pick_device
-from storage_schemas.errors import StoreError, TeacherOutputError
+from storage_schemas.errors import TeacherOutputError
 from storage_schemas.label_draws import draw_uniforms
 from storage_schemas.manifest import Manifest
 from storage_schemas.soft_labels import SoftLabelSchema, encode, encode_counts
@@ -193,7 +187,7 @@ def label_shards(
     rows_of_teacher = routed_rows(manifest, split, spec.route)
     started = time.perf_counter()
     with ThreadPoolExecutor(max_workers=_WRITERS) as writer, ExitStack() as taps:
-        features = _features(project, spec, manifest, store) if work else None
+        features = written_features(project, spec, manifest, store.schema) if work else None
         recorder = None
         if features is not None:
             missing = missing_features(features, spec, manifest)
@@ -240,20 +234,6 @@ def label_shards(
         labels=sum(item.labels for item in work),
         seconds=time.perf_counter() - started,
     )
-
-
-def _features(
-    project: Project, spec: TeacherSpec, manifest: Manifest, store: SoftLabelStore
-) -> BlockFeatureStore | None:
-    """Open the teacher's features, which are made before anything is run (feature_creation.py)."""
-    if not has_features(spec, manifest, SPLIT_NAMES.index(str(store.schema.split))):
-        return None
-    found = open_feature_store(project, spec, manifest, store.schema.shard_rows)
-    if found is None:
-        raise StoreError(
-            f"teacher {spec.name!r} has no store of features yet; see label_and_publish"
-        )
-    return found
 
 
 def _wait_for_some(writes: deque[Future[object]]) -> None:

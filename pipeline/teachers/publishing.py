@@ -14,6 +14,7 @@ from pipeline.config import Project
 from pipeline.store import SoftLabelStore
 from pipeline.store.leftovers import remove_leftovers
 from pipeline.store.lock import writer_lock
+from pipeline.store.opening import has_store
 from pipeline.store.published import SPLIT_NAMES, has_usable_labels, publish, read_exactness
 from pipeline.store.repair import has_remains, repair_metadata
 from pipeline.teachers.exactness import record_exactness
@@ -46,6 +47,7 @@ def label_and_publish(
     manifest: Manifest,
     run: Callable[[SoftLabelStore, list[ShardWork]], Done],
     measure: Callable[[], object],
+    fit: Callable[[], object] | None = None,
 ) -> dict[int, Done]:
     """Bring the stores of a teacher up to date and say that they are current.
 
@@ -63,6 +65,8 @@ def label_and_publish(
         manifest: All rows.
         run: Writes the missing shards of an open store.
         measure: Records what the labels lose; called when that is not known of these stores.
+        fit: Creates the store of features; called when it is asked for and not there. None: it is
+            created here.
 
     Returns:
         What `run` returned, by split.
@@ -97,6 +101,8 @@ def label_and_publish(
             remove_leftovers(features)
             if has_remains(features):
                 repair_features(project, spec, manifest, stores[TRAIN], features)
+            if fit is not None and not has_store(features):
+                fit()
             open_or_create_features(project, spec, manifest, stores[TRAIN])
         if not has_usable_labels(project, space, manifest, spec.name):
             # For student.allow_partial; a complete store is replaced by a complete one only.

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from pipeline.config import FeatureConfig
 from pipeline.numerics.moments import StreamingMoments
-from storage_schemas.block_features import LARGEST_CODE
+from storage_schemas.block_feature_schema import LARGEST_CODE
 from storage_schemas.errors import ConfigError
 
 Constants = Mapping[str, npt.NDArray[np.float64]]

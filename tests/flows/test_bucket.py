@@ -18,7 +18,8 @@ from typer.testing import Result
 
 from pipeline.locations import bucket_of, folder_bytes
 from pipeline.store import open_soft_labels
-from pipeline.store.published import SPLIT_NAMES, commits_digest
+from pipeline.store.published import SPLIT_NAMES
+from pipeline.store.published_labels import commits_digest
 
 ROOT = Path(__file__).parents[2]
 LETTERS_SHARDS = 10  # of the train store: 36 rows in shards of 8, 2 views

@@ -17,7 +17,7 @@ from pipeline.data import load_label_space, load_manifest, update_manifest
 from pipeline.durable_files import write_durably
 from pipeline.models.weights import save_weights
 from pipeline.store import create_soft_labels, open_soft_labels, verify_store
-from pipeline.store.published import commits_digest
+from pipeline.store.published_labels import commits_digest
 from pipeline.training.checkpoints import save_checkpoint
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.workspace import write_record

@@ -199,7 +199,9 @@ def test_signals_have_features_of_routed_rows(store):
     labels = np.zeros(300, np.int64)
     labels[ROWS[::2]] = 1
     routes = np.array([[False], [True], [False]])
-    signals = StoredSignals(labels, routes=routes, features={0: store})
+    held = np.flatnonzero(labels)
+    signals = StoredSignals(labels, routes=routes, features={0: store}, held_rows=held)
+    streamed = StoredSignals(labels, routes=routes, features={0: open_block_features(store.path)})
     assert signals.provides == {"labels", "features"}
     found = signals.fetch(np.array([40, 41, 42]), np.array([0, 0, 1])).features
     assert set(found) == set(store.shapes) == {"birds/layer1.pool", "birds/b_2.pool"}
@@ -209,3 +211,5 @@ def test_signals_have_features_of_routed_rows(store):
     assert (batch.values[1] == 0).all()
     expected = torch.from_numpy(values_of(np.array([42]), 1)[0])
     assert (batch.values[2] - expected).abs().max() < 2**-11
+    again = streamed.fetch(np.array([40, 41, 42]), np.array([0, 0, 1])).features
+    assert torch.equal(again["birds/layer1.pool"].values, batch.values)

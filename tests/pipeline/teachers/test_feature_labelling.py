@@ -3,12 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -266,36 +260,3 @@ def test_a_feature_beyond_float16_stops_the_shard(root, tiny_project):
     with pytest.raises(TeacherOutputError, match=r"blocks_1\.channel_mean .*uint8"):
         run(root)
     assert not feature_store(root).commits.any()
-
-
-KILLED = """
-import os, sys
-sys.path.insert(0, {benchmarks!r})
-from pathlib import Path
-import tiny_project
-from pipeline.store.shards import ShardFiles
-original = ShardFiles._write_array
-def dying(self, name, view, shard, values):
-    if name == "blocks_1.channel_mean" and (view, shard) == (1, 1):
-        os.kill(os.getpid(), 9)
-    original(self, name, view, shard, values)
-ShardFiles._write_array = dying
-tiny_project.label(Path({root!r}))
-"""
-
-
-def test_a_run_that_is_killed_in_a_shard_ends_with_the_same_bytes(root, tmp_path_factory):
-    """SIGKILL between two arrays of a shard; the next run has every byte of an undisturbed one."""
-    repository = Path(__file__).parents[3]
-    code = KILLED.format(benchmarks=str(repository / "benchmarks"), root=str(root))
-    environment = {**os.environ, "PYTHONPATH": str(repository)}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], env=environment, check=False
-    )
-    assert done.returncode == -signal.SIGKILL
-    assert feature_store(root).commits[1, 1, 0] == 0
-    run(root)
-    resumed = digests(root)
-    (root / "work").rename(tmp_path_factory.mktemp("old") / "work")
-    run(root)
-    assert digests(root) == resumed
