@@ -17,20 +17,24 @@ from pipeline.config.data import (
 )
 from pipeline.config.features import FeatureConfig
 from pipeline.config.loading import load_project
-from pipeline.config.objectives import (
+from pipeline.config.methods import (
     Adversarial,
-    Balanced,
+    AmalgamatedLayer,
+    Amalgamation,
     BlockSimilarity,
     Compact,
+    Meal,
+    PeerCollaborative,
+)
+from pipeline.config.objectives import (
+    Balanced,
     Curriculum,
     HardLabels,
     KnowledgeConcentration,
-    Meal,
     MultiLabel,
     ObjectiveConfig,
     OnlineSubclass,
     OnlineSubclassTerm,
-    PeerCollaborative,
     SoftLabels,
 )
 from pipeline.config.project import Project, ReportConfig, RuntimeConfig
@@ -47,6 +51,8 @@ from pipeline.config.training import (
 __all__ = [
     "AdamWConfig",
     "Adversarial",
+    "AmalgamatedLayer",
+    "Amalgamation",
     "Balanced",
     "BlockSimilarity",
     "Compact",

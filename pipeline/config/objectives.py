@@ -1,16 +1,19 @@
-"""What a student learns by: the settings of each objective, one class a method.
+"""What a student learns by: the settings of each objective, one class a paper.
+
+In: those of a single loss, and the union of all. Left out: those of several teachers, stages or
+networks (methods.py).
 
 `reads` says which stores a run of the objective opens: `soft` labels, block `features`, or none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from pipeline.config.base import Fraction, Name, PositiveInt, Settings
+from pipeline.config.base import Fraction, PositiveInt, Settings
+from pipeline.config.methods import Amalgamation, Compact, Meal, PeerCollaborative
 
 
 class HardLabels(Settings):
@@ -55,115 +58,6 @@ class KnowledgeConcentration(Settings):
         1.0, ge=0, description="softmax form: weight of the loss that picks the vertical"
     )
     hard_weight: float = Field(0.0, ge=0)
-
-
-class BlockSimilarity(Settings):
-    """One block of the student beside the stored channel-mean maps of its teachers' blocks."""
-
-    student: str = Field(description="module of the student, e.g. blocks.1")
-    feature: str = Field(
-        description="what is stored of the teachers, e.g. layer2.channel_mean, of every teacher "
-        "that has it; TEACHER/layer2.channel_mean of one"
-    )
-    weight: float = Field(0.05, gt=0)
-
-    def is_compared_with(self, teacher: str, array: str) -> bool:
-        """Tell whether an array of a teacher's stored features is meant."""
-        return self.feature in (array, f"{teacher}/{array}")
-
-
-class Adversarial(Settings):
-    """Discriminators that tell the student from its teachers, and the student's gain in hiding."""
-
-    weight: float = Field(0.1, gt=0, description="of the reversed gradient that the student gets")
-    classes: PositiveInt = Field(
-        10, description="most probable classes of a stored label that are compared"
-    )
-    lr: float = Field(1e-3, gt=0, description="peak learning rate of the discriminators")
-
-
-class Meal(Settings):
-    """MEAL (Shen et al. 2019): several teachers of the same classes, and no hard labels."""
-
-    name: Literal["meal"]
-    teachers: tuple[Name, ...] | None = Field(None, description="who teaches; null: all")
-    teacher: Literal["random", "mean"] = Field(
-        "random", description="one drawn for each batch, or the mean of their probabilities"
-    )
-    temperature: float = Field(1.0, gt=0)
-    blocks: tuple[BlockSimilarity, ...] = ()
-    similarity: Literal["cross_entropy", "l1", "l2"] = "cross_entropy"
-    adversarial: Adversarial | None = None
-
-    @property
-    def reads(self) -> frozenset[str]:
-        """Features are opened only where a block is compared."""
-        return frozenset({"soft", "features"} if self.blocks else {"soft"})
-
-    def teaches(self, teacher: str) -> bool:
-        """Tell whether a teacher of the project is one of the student's."""
-        return self.teachers is None or teacher in self.teachers
-
-    def problems_with(self, features: Mapping[str, Collection[str]]) -> list[str]:
-        """Return one sentence per name that the project does not have.
-
-        Args:
-            features: Teacher -> names of what is stored of its blocks.
-        """
-        unknown = sorted(set(self.teachers or ()) - set(features))
-        problems = []
-        if unknown:
-            problems.append(
-                f"student.objective.teachers must be among {sorted(features)}, got {unknown}"
-            )
-        stored = [
-            (name, array) for name in features if self.teaches(name) for array in features[name]
-        ]
-        for block in self.blocks:
-            if not any(block.is_compared_with(name, array) for name, array in stored):
-                problems.append(
-                    "student.objective.blocks: feature must be one of "
-                    f"{sorted({array for _, array in stored})}, got {block.feature!r}; list it "
-                    "under teachers[].features"
-                )
-        return problems
-
-
-class Compact(Settings):
-    """Compact CNN structure learning (Ahmed et al. 2020): learn widths, cut, fine-tune."""
-
-    reads: ClassVar[frozenset[str]] = frozenset({"soft"})
-
-    name: Literal["compact"]
-    temperature: float = Field(4.0, gt=0)
-    tail: Literal["uniform", "bucket", "drop"] = "uniform"
-    soft_weight: Fraction = Field(
-        0.9, description="a of (1 - a) CE + a T^2 KL; 1: no hard labels, 0: no soft labels"
-    )
-    resource: Literal["flops", "parameters"] = Field("flops", description="what budgets are of")
-    budget: dict[str, Annotated[float, Field(gt=0, le=1)]] = Field(
-        default={"default": 0.5},
-        description="share of the uncut cost that each block may keep: `default`, and by name of "
-        "a module of the network, or `head`",
-    )
-    per_block: bool = Field(True, description="false: one budget, and one weight, for all blocks")
-    structure_share: float = Field(
-        0.5, gt=0, lt=1, description="share of the epochs in which widths are learned"
-    )
-    threshold: float = Field(
-        0.01, ge=0, description="scale of batch normalisation below which a channel is cut"
-    )
-
-    @model_validator(mode="after")
-    def _budgets_are_told_apart(self) -> Compact:
-        if "default" not in self.budget:
-            raise ValueError(f"budget must have a default, got only {sorted(self.budget)}")
-        if not self.per_block and len(self.budget) > 1:
-            raise ValueError(
-                f"budget must have no other entry than default where per_block is false, got "
-                f"{sorted(self.budget)}"
-            )
-        return self
 
 
 class OnlineSubclassTerm(Settings):
@@ -215,26 +109,6 @@ class Balanced(Settings):
     )
 
 
-class PeerCollaborative(Settings):
-    """Peer Collaborative Learning (Wu & Gong 2021): peers teach each other, no teacher."""
-
-    reads: ClassVar[frozenset[str]] = frozenset()
-
-    name: Literal["peer_collaborative"]
-    peers: int = Field(3, ge=2, description="m: each is shown a view of its own of every image")
-    stage: str = Field(
-        "layer4", description="module of the backbone that each peer has of its own, by name"
-    )
-    softening: float = Field(3.0, gt=0, description="T of both distillation losses")
-    ramp: Fraction = Field(
-        0.25, description="share of the steps over which the distillation losses come in"
-    )
-    decay: float = Field(0.999, ge=0, lt=1, description="of the mean teacher, at its largest")
-    ensemble_weight: float = Field(1.0, ge=0, description="0: no peer learns from the ensemble")
-    mean_weight: float = Field(1.0, ge=0, description="0: no peer learns from the mean peers")
-    label_smoothing: Fraction = 0.0
-
-
 class Curriculum(Settings):
     """Which rows are trained on when: a pool that grows from the easy ones to all (Zhao 2021)."""
 
@@ -258,6 +132,7 @@ ObjectiveConfig = Annotated[
     | OnlineSubclass
     | Balanced
     | PeerCollaborative
-    | Meal,
+    | Meal
+    | Amalgamation,
     Field(discriminator="name"),
 ]

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pipeline.config.base import Name, PositiveInt, Settings
+from pipeline.config.methods import PeerCollaborative
 from pipeline.config.objectives import (
     Curriculum,
     ObjectiveConfig,
     OnlineSubclassTerm,
-    PeerCollaborative,
     SoftLabels,
 )
 from pipeline.config.training import InputConfig, TrainingConfig

@@ -32,9 +32,14 @@ def _scores(logits: Tensor, temperature: float = 1.0) -> Tensor:
     return logits if temperature == 1.0 else logits / temperature
 
 
-def _mean_over_teachers(values: Tensor, teacher: Tensor) -> Tensor:
-    """Average (T, B) values over the teachers of each row; 0 where there is none."""
+def _mean_over_teachers(values: Tensor, teacher: Tensor, shares: Tensor | None = None) -> Tensor:
+    """Average (T, B) values over the teachers of each row; 0 where there is none.
+
+    With (T, B) shares, which sum to 1 over the teachers of a row, the average is by them.
+    """
     present = teacher >= 0
+    if shares is not None:
+        return (torch.where(present, values, 0.0) * shares.to(values.dtype)).sum(dim=0)
     if len(teacher) == 1:
         return torch.where(present[0], values[0], 0.0)
     summed = torch.where(present, values, 0.0).sum(dim=0)
@@ -59,6 +64,7 @@ def sparse_kl(
     temperature: float = 1.0,
     tail: Tail = "uniform",
     over: Over = "all",
+    shares: Tensor | None = None,
 ) -> Tensor:
     """Return KL(teacher || student) per row, averaged over the teachers of the row.
 
@@ -78,6 +84,7 @@ def sparse_kl(
         tail: What the teacher's unstored mass means.
         over: `all`: the student's softmax is over all C classes. `support`: over the teacher's
             support only, so nothing is said about how much mass the support gets.
+        shares: (T, B) of each teacher in the average; None: all alike.
 
     Returns:
         (B,) in nats; 0 for rows without a teacher. Not scaled by T^2.
@@ -106,7 +113,7 @@ def sparse_kl(
     ratio = log_probs - (chosen - log_norm.unsqueeze(-1))
     divergence = torch.where(stored, log_probs.exp() * ratio, 0.0).sum(dim=2)
     if tail == "drop":
-        return _mean_over_teachers(divergence, soft.teacher)
+        return _mean_over_teachers(divergence, soft.teacher, shares)
 
     unstored = _unstored(rows, soft, supports.num_classes)
     count = unstored_classes.clamp(min=1)
@@ -117,10 +124,12 @@ def sparse_kl(
         rest = values.masked_fill(~unstored, -torch.inf).logsumexp(dim=2)
         tail_ratio = log_tail - (torch.where(has_tail, rest, 0.0) - log_norm)
     divergence = divergence + torch.where(has_tail, log_tail.exp() * tail_ratio, 0.0)
-    return _mean_over_teachers(divergence, soft.teacher)
+    return _mean_over_teachers(divergence, soft.teacher, shares)
 
 
-def support_log_mass(logits: Tensor, teacher: Tensor, supports: SupportTable) -> Tensor:
+def support_log_mass(
+    logits: Tensor, teacher: Tensor, supports: SupportTable, *, shares: Tensor | None = None
+) -> Tensor:
     """Return the log of the student's softmax mass on each teacher's support.
 
     With the KL inside the support it makes the chain rule: for a teacher that is 0 outside its
@@ -130,6 +139,7 @@ def support_log_mass(logits: Tensor, teacher: Tensor, supports: SupportTable) ->
         logits: (B, C).
         teacher: (T, B) int64 teacher index; -1 where none.
         supports: The teachers' supports.
+        shares: (T, B) of each teacher in the average; None: all alike.
 
     Returns:
         (B,) at most 0, averaged over the teachers of the row; 0 for rows without a teacher.
@@ -138,7 +148,7 @@ def support_log_mass(logits: Tensor, teacher: Tensor, supports: SupportTable) ->
     rows = supports.rows(teacher)
     values, log_norm = pick_and_normalise(scores, rows.clamp(max=supports.num_classes - 1))
     inside = values.masked_fill(rows == supports.num_classes, -torch.inf).logsumexp(dim=2)
-    return _mean_over_teachers(inside - log_norm, teacher)
+    return _mean_over_teachers(inside - log_norm, teacher, shares)
 
 
 def factorised_kl(
@@ -148,6 +158,7 @@ def factorised_kl(
     *,
     temperature: float = 1.0,
     tail: Tail = "uniform",
+    shares: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return `support_log_mass` and `sparse_kl` over the support, from one pass over the logits.
 
@@ -163,14 +174,24 @@ def factorised_kl(
         supports: The teachers' supports.
         temperature: Of the divergence; the log mass is at temperature 1.
         tail: See `sparse_kl`.
+        shares: (T, B) of each teacher in the averages, of sum 1 over the teachers of a row; None:
+            all alike.
 
     Returns:
         (B,) log mass of the support, (B,) divergence; both averaged over the row's teachers.
     """
     if tail != "uniform":
         return (
-            support_log_mass(logits, soft.teacher, supports),
-            sparse_kl(logits, soft, supports, temperature=temperature, tail=tail, over="support"),
+            support_log_mass(logits, soft.teacher, supports, shares=shares),
+            sparse_kl(
+                logits,
+                soft,
+                supports,
+                temperature=temperature,
+                tail=tail,
+                over="support",
+                shares=shares,
+            ),
         )
     scores = _scores(logits)
     teacher = soft.teacher.clamp(min=0)
@@ -197,8 +218,8 @@ def factorised_kl(
     given = probs.sum(dim=2) + mass
     divergence = negative_entropy + given * tempered_norm - agreed
     return (
-        _mean_over_teachers(plain_norm - log_norm, soft.teacher),
-        _mean_over_teachers(divergence, soft.teacher),
+        _mean_over_teachers(plain_norm - log_norm, soft.teacher, shares),
+        _mean_over_teachers(divergence, soft.teacher, shares),
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pipeline.config import ObjectiveConfig, StudentConfig
+from pipeline.objectives.amalgamation import amalgamation
 from pipeline.objectives.balanced import BalancedObjective
 from pipeline.objectives.base import LabelContext, Objective
 from pipeline.objectives.compact import compact
@@ -36,6 +37,7 @@ OBJECTIVES: dict[str, Callable[[Any, LabelContext], Objective]] = {
 }
 
 METHODS: dict[str, Callable[[Any, MethodInputs], Method]] = {
+    "amalgamation": amalgamation,
     "compact": compact,
     "peer_collaborative": peer_collaborative_method,
 }

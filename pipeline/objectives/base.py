@@ -76,6 +76,7 @@ class TargetBatch:
         mix_weight: (B,) float32 weight of the first image; 1 where nothing was mixed.
         soft: The teachers' soft labels.
         features: Stored block features by "<teacher>/<array of its feature store>".
+        rows: (B,) int64 manifest rows, for methods that know something of each.
     """
 
     labels: Tensor | None = None
@@ -83,6 +84,7 @@ class TargetBatch:
     mix_weight: Tensor | None = None
     soft: SoftLabelBatch | None = None
     features: Mapping[str, BlockFeatureBatch] | None = None
+    rows: Tensor | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TargetBatch:
         """Return the targets on another device."""
@@ -95,6 +97,7 @@ class TargetBatch:
             labels=move(self.labels),
             partner_labels=move(self.partner_labels),
             mix_weight=move(self.mix_weight),
+            rows=move(self.rows),
             soft=None if self.soft is None else self.soft.to(device, non_blocking=non_blocking),
             features=None
             if self.features is None
@@ -151,6 +154,13 @@ class Objective(nn.Module, abc.ABC):
 
         Keys that end in `_loss` are summed into the total; every other key is a metric.
         """
+
+    def forced(self, targets: TargetBatch) -> dict[str, Tensor]:
+        """Return what blocks hand on in place of their own outputs, by name; usually nothing.
+
+        Only a network whose forward takes them, e.g. `AdaptedStudent`, may be trained so.
+        """
+        return {}
 
 
 def total_loss(terms: Mapping[str, Tensor]) -> Tensor:

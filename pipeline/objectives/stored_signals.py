@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,6 +77,7 @@ class StoredSignals(SignalSource):
         self._temperature = temperature
         self._mix_weights = mix_weights
         self._to_hold, self._held_views = held_rows, held_views
+        self._holds = False
         provides = {"labels"} if (labels >= 0).any() else set()
         self._features = dict(features or {})
         provides |= {"soft"} if self._stores else set()
@@ -89,6 +90,10 @@ class StoredSignals(SignalSource):
             self._slots = np.cumsum(routes, axis=1) - 1
             self._depth = int(routes.sum(axis=1).max())
             self._k = max(store.schema.k for store in self._stores)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Say nothing of what is in memory: stores are opened anew where they arrive."""
+        return self.__dict__ | {"_holds": False}
 
     def fetch(self, rows: Rows, views: Rows) -> TargetBatch:
         """Return the targets of (B,) rows and (B,) views.
@@ -109,12 +114,13 @@ class StoredSignals(SignalSource):
             partner_labels=partner_labels,
             mix_weight=mix_weight,
             soft=self._soft(rows, views, labels) if self._stores else None,
+            rows=torch.from_numpy(rows.astype(np.int64)),
             features=self._block_features(rows, views, labels) if self._features else None,
         )
 
     def _hold(self) -> None:
         """Read what is to be kept, in the process that is asked first for a batch."""
-        if self._to_hold is None or self._routes is None:
+        if self._holds or self._to_hold is None or self._routes is None:
             return
         classes = self._labels[self._to_hold]
         held: list[tuple[int, SoftLabelStore | BlockFeatureStore]] = list(enumerate(self._stores))
@@ -122,7 +128,7 @@ class StoredSignals(SignalSource):
             own = self._routes[classes, index]
             views = None if self._held_views is None else self._held_views[own]
             store.hold(self._to_hold[own], views)
-        self._to_hold = None
+        self._holds = True
 
     def _block_features(
         self, rows: Rows, views: Rows, labels: Rows

@@ -190,7 +190,11 @@ def sample_answers(
         }
         for index, name in enumerate(published.names):
             assert published.routes is not None
-            if published.routes[label, index] and len(published.labelled(index, np.array([row]))):
+            knows = (
+                published.routes[label, index]
+                and label in published.stores[index].label_map.support
+            )
+            if knows and len(published.labelled(index, np.array([row]))):
                 said = _test_labels(published.stores[index], np.array([row]))
                 named = np.flatnonzero((said.ids[0] >= 0) & leaves[said.ids[0]])[:TOP]
                 probs = np.exp(said.log_probs[0, named])

@@ -39,7 +39,8 @@ class LossTerms(nn.Module):
 
     def forward(self, images: Tensor, targets: TargetBatch) -> dict[str, Tensor]:
         """Return the scalar terms of a batch; the images say on which device."""
+        forced = self.objective.forced(targets)
         with _autocast(self.precision, images.device):
-            output = self.model(images)
+            output = self.model(images, forced) if forced else self.model(images)
         terms: dict[str, Tensor] = self.objective(output, targets)
         return terms

@@ -33,7 +33,7 @@ from pipeline.workspace import write_record
 from storage_schemas.errors import ConfigError, DataError, TrainingError
 from storage_schemas.hierarchy import label_closure
 from storage_schemas.label_space import LabelSpace
-from storage_schemas.manifest import TRAIN, Manifest
+from storage_schemas.manifest import TRAIN, UNLABELLED, Manifest
 
 
 def _signals(
@@ -46,8 +46,11 @@ def _signals(
     mix_weights = reader.mix_weights if reader.recipe.mix is not None else None
     if not run.config.objective.reads:
         return StoredSignals(manifest.labels, mix_weights=mix_weights)
+    labels = manifest.labels
+    if getattr(run.config.objective, "hides_labels", False):
+        labels = np.full_like(labels, UNLABELLED)
     return StoredSignals(
-        manifest.labels,
+        labels,
         stores=published.stores,
         routes=published.routes,
         temperature=getattr(run.config.objective, "temperature", 1.0),

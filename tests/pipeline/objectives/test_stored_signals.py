@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -115,3 +117,19 @@ def test_unlabelled_images_provide_no_hard_labels():
     signals = StoredSignals(np.full(5, -1, np.int32))
     assert signals.provides == frozenset()
     assert signals.fetch(np.array([0]), np.array([0])).labels is None
+
+
+def test_a_copy_for_another_process_holds_its_own_labels(tmp_path, monkeypatch):
+    """Signals that were read here, e.g. to fit a basis, still keep labels in memory in a worker."""
+    rows = np.flatnonzero(LABELS == 3)
+    stores = [make_store(tmp_path, "a", [3, 4], rows, 2)]
+    signals = StoredSignals(LABELS, stores=stores, routes=routes_of([3]), held_rows=rows)
+    before = signals.fetch(rows, np.zeros_like(rows))
+    held = []
+    monkeypatch.setattr(type(stores[0]), "hold", lambda self, rows, views: held.append(rows))
+    signals.fetch(rows, np.zeros_like(rows))
+    assert not held
+    after = pickle.loads(pickle.dumps(signals)).fetch(rows, np.zeros_like(rows))
+    assert len(held) == 1
+    assert torch.equal(before.soft.ids, after.soft.ids)
+    assert torch.equal(before.rows, torch.from_numpy(rows))
