@@ -35,11 +35,11 @@ from pipeline.data import load_label_space, load_manifest
 from pipeline.store import SoftLabelStore, open_soft_labels, take_out_of_use, verify_store
 from pipeline.store.lock import writer_lock
 from pipeline.store.published import (
-    commits_digest,
     open_published,
     published_path,
     rows_to_label,
 )
+from pipeline.store.published_labels import commits_digest
 from pipeline.workspace import Workspace
 from storage_schemas.errors import ConcentrateError
 from storage_schemas.manifest import TEST, TRAIN

@@ -28,7 +28,8 @@ from pipeline.data import open_source, update_manifest
 from pipeline.data.routing import routed_rows
 from pipeline.data.view_reader import ViewReader
 from pipeline.models.builders import build_classifier
-from pipeline.teachers.labelling import label_shards, load_teacher, row_batches
+from pipeline.teachers.labelling import label_shards, load_teacher
+from pipeline.teachers.row_batches import row_batches
 from pipeline.teachers.spec import resolve_teacher
 from pipeline.teachers.specialist import train_specialist
 from pipeline.teachers.stores import missing_work, open_or_create, store_path, store_schema

@@ -29,11 +29,30 @@ from stages import CONFIGS, Labelled, labelled_project, specialists_top1, traine
 ROWS = Path(__file__).with_name("methods.yaml")
 WORKSPACE = Path(__file__).parents[1] / "runs" / "methods"
 METRICS = ("top1", "top5", "top1_inside", "mpvap", "calibration_error")
+# All that the glyph set has, of at least thirty classes each.
+VERTICALS = (
+    *("arrows", "armenian", "cyrillic", "georgian", "greek", "lao", "latin", "letterlike"),
+    *("mathematics", "modifiers", "punctuation", "shapes", "symbols"),
+)
 
 
 def overrides(settings: Mapping[str, Any]) -> list[str]:
     """Return `key.path=value` settings; values are YAML."""
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+
+
+def all_verticals(config: Path) -> dict[str, Any]:
+    """Return the settings that widen a glyph project to all verticals.
+
+    Where its teachers are specialists, each vertical gets one like the first of them.
+    """
+    teacher = yaml.safe_load(config.read_text(encoding="utf-8"))["teachers"][0]
+    settings: dict[str, Any] = {"data.verticals": None}
+    if teacher["classes"] != "all":
+        settings["teachers"] = [
+            {**teacher, "name": name, "classes": {"vertical": name}} for name in VERTICALS
+        ]
+    return settings
 
 
 def seeded(seed: int, workspace: Path) -> dict[str, Any]:
@@ -77,15 +96,21 @@ def group_results(
     path = RESULTS / "methods" / f"{name}.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     results: dict[str, dict[str, Any]] = known.get("rows", {})
+    config = CONFIGS / group["config"]
     for seed in seeds:
         for row in rows:
             own = group["rows"][row] or {}
             # Rows with other images, teachers or labels name a workspace of their own.
             workspace = kept / name / own.get("workspace", "shared") / f"seed-{seed}"
             own_settings = own.get("set", {})
-            settings = {**group.get("set", {}), **seeded(seed, workspace), **own_settings}
+            settings = {
+                **all_verticals(config),
+                **group.get("set", {}),
+                **seeded(seed, workspace),
+                **own_settings,
+            }
             started = time.perf_counter()
-            labelled = labelled_project(CONFIGS / group["config"], overrides(settings))
+            labelled = labelled_project(config, overrides(settings))
             found = row_result(labelled)
             found["seconds"] = round(time.perf_counter() - started, 1)
             results.setdefault(row, {"by_seed": {}})

@@ -62,7 +62,10 @@ def table(group: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
         against = (row or {}).get("against")
         gain = ""
         if against in rows:
-            gain = f"{shown(gains(rows, name, against, metric), sign=True)} over {against}"
+            values = gains(rows, name, against, metric)
+            gain = f"{shown(values, sign=True)} over {against}"
+            if "target" in row:
+                gain += f" (target {row['target']:+g})"
         lines.append(
             f"| {name} | {shown([f[metric] for f in found])} | {gain} | "
             f"{found[0]['parameters'] / 1e6:.2f} M | {found[0]['flops'] / 1e6:.0f} |"

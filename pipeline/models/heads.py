@@ -114,8 +114,8 @@ class _HiddenLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.inputs, self.outputs, self.width = inputs, outputs, width
-        self.weight = nn.Parameter(torch.empty(outputs * width, dim))
-        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        self.dense = nn.Linear(dim, outputs * width, bias=False)
+        nn.init.kaiming_normal_(self.dense.weight, nonlinearity="relu")
         self.norm: nn.Module = (
             nn.BatchNorm1d(outputs * width)
             if normalization == "batch"
@@ -124,9 +124,9 @@ class _HiddenLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.inputs == 1:
-            y = functional.linear(x[0], self.weight)
+            y = self.dense(x[0])
         else:
-            weight = self.weight.view(self.outputs, self.width, -1).transpose(1, 2)
+            weight = self.dense.weight.view(self.outputs, self.width, -1).transpose(1, 2)
             y = torch.bmm(x, weight).transpose(0, 1).flatten(1)
         units = functional.relu(self.norm(y))
         return units.view(-1, self.outputs, self.width).transpose(0, 1)

@@ -31,8 +31,8 @@ from pipeline.teachers.labelling import (
     checked_logits,
     coded,
     load_teacher,
-    row_batches,
 )
+from pipeline.teachers.row_batches import row_batches
 from pipeline.teachers.spec import TeacherSpec
 from pipeline.training.fit import pick_device
 from pipeline.workspace import Workspace, write_record

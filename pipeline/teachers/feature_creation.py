@@ -39,8 +39,9 @@ from pipeline.teachers.feature_stores import (
     open_feature_store,
 )
 from pipeline.teachers.features import Shapes, feature_shapes, finite_maps, tapped
-from pipeline.teachers.labelling import LabelReport, load_teacher, row_batches, teacher_reader
+from pipeline.teachers.labelling import LabelReport, load_teacher, teacher_reader
 from pipeline.teachers.reductions import REDUCTIONS, Constants, Fit, value_range
+from pipeline.teachers.row_batches import row_batches
 from pipeline.teachers.spec import TeacherSpec
 from pipeline.training.fit import pick_device
 from storage_schemas.block_features import (

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import functools
 import json
-import multiprocessing
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -27,12 +26,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from pipeline.compress.cost import cost
 from pipeline.config import Project
 from pipeline.data import open_source
-from pipeline.data.loader import EndWithOwner
 from pipeline.data.routing import mix_pools, routed_rows, split_recipe
 from pipeline.data.view_reader import ViewReader
 from pipeline.models.builders import build_classifier, probe
@@ -43,6 +40,7 @@ from pipeline.store.block_feature_store import BlockFeatureStore
 from pipeline.store.published import SPLIT_NAMES
 from pipeline.teachers.feature_stores import missing_features, written_features
 from pipeline.teachers.features import FeatureRecorder
+from pipeline.teachers.row_batches import row_batches
 from pipeline.teachers.spec import TeacherSpec
 from pipeline.teachers.stores import ShardWork
 from pipeline.training.fit import pick_device
@@ -69,17 +67,6 @@ class LabelCounts:
     shards: int
     labels: int
     seconds: float
-
-
-class _RowBatches(Dataset[Tensor]):
-    def __init__(self, reader: ViewReader, views: Sequence[int]) -> None:
-        self.reader, self.views = reader, np.array(views, np.int64)
-
-    def __getitem__(self, rows: npt.NDArray[np.int64]) -> Tensor:
-        """Return (views, B, channels, S, S) for (B,) rows, each image decoded once."""
-        m = len(self.views)
-        pixels = self.reader.read(np.repeat(rows, m), np.tile(self.views, len(rows)))
-        return pixels.reshape(len(rows), m, *pixels.shape[1:]).transpose(0, 1)
 
 
 @functools.lru_cache(maxsize=1)
@@ -283,31 +270,6 @@ def coded(
         found.ids.cpu().numpy(),
         found.logits.cpu().numpy(),
         found.log_tail_ratio.cpu().numpy(),
-    )
-
-
-def row_batches(
-    project: Project,
-    reader: ViewReader,
-    spec: TeacherSpec,
-    rows: npt.NDArray[np.int64],
-    views: Sequence[int],
-    device: torch.device,
-) -> Iterator[Tensor]:
-    """Yield (views, B, channels, S, S) pixels of rows in batches of the teacher's size."""
-    size = spec.config.batch_size
-    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    workers = min(project.runtime.num_workers, len(batches))
-    if multiprocessing.current_process().daemon:
-        workers = 0  # a Dask worker may start no process: more of them decode, each for itself
-    yield from DataLoader(
-        _RowBatches(reader, views),
-        batch_size=None,
-        sampler=batches,
-        num_workers=workers,
-        multiprocessing_context="forkserver" if workers else None,
-        worker_init_fn=EndWithOwner() if workers else None,
-        pin_memory=device.type == "cuda",
     )
 
 

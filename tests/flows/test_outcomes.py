@@ -35,7 +35,7 @@ def test_every_task_retries_io_and_every_flow_explains_itself():
                 seen["flows"] += 1
                 assert found.on_failure_hooks == [explain_failure], found.name
                 assert found.on_crashed_hooks == [mark_cancelled], found.name
-    assert seen["tasks"] == 7
+    assert seen["tasks"] == 8
     assert seen["flows"] >= 8
 
 

@@ -31,7 +31,7 @@ def test_half_labelled_is_enough_when_asked_for(
     project_folder: Path, run_line: Run, prefect_server: None, monkeypatch: pytest.MonkeyPatch
 ):
     """After a labelling that broke, train is refused, says how to go on, and then does."""
-    from flows import label_teachers
+    from flows import label_tasks
     from pipeline.teachers import labelling
 
     original, calls = labelling.label_shards, []
@@ -43,7 +43,7 @@ def test_half_labelled_is_enough_when_asked_for(
         return original(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(label_teachers, "LABELS_PER_TASK", 1)
+        patch.setattr(label_tasks, "LABELS_PER_TASK", 1)
         patch.setattr(labelling, "label_shards", breaking)
         broken = run_line(
             project_folder, f"concentrate label project.yaml --teacher letters {SMALL}"

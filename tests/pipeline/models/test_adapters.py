@@ -31,6 +31,8 @@ RESNET_SHAPES = {"layer1": (64, 8, 8), "layer3": (256, 2, 2), "layer4": (512, 1,
 
 def glyph_student(head: dict[str, object]) -> AdaptedStudent:
     """A small student with random adapters behind all its blocks."""
+    reads_last = "head.fc" if head["name"] == "linear" else "head.hidden_layer.dense"
+    readers = GLYPH_READERS | {"blocks.2": (reads_last,)}
     torch.manual_seed(0)
     config = StudentConfig(
         builder="pipeline.models.backbones:glyph_resnet",
@@ -38,9 +40,7 @@ def glyph_student(head: dict[str, object]) -> AdaptedStudent:
         input={"size": 32, "channels": 1},
         head=head,
     )
-    return with_random_adapters(
-        AdaptedStudent(build_student(config, SPACE), GLYPH_READERS, GLYPH_SHAPES)
-    )
+    return with_random_adapters(AdaptedStudent(build_student(config, SPACE), readers, GLYPH_SHAPES))
 
 
 def with_random_adapters(network: AdaptedStudent) -> AdaptedStudent:

@@ -33,7 +33,7 @@ def head(**settings: object) -> StructurallyConnectedHead:
 def dense(layer: nn.Module, part: int, x: Tensor) -> Tensor:
     """One of the dense layers that a hidden layer is made of, at the gain and shift of its norm."""
     mine = slice(part * layer.width, (part + 1) * layer.width)
-    y = x @ layer.weight[mine].T
+    y = x @ layer.dense.weight[mine].T
     over = 0 if isinstance(layer.norm, nn.BatchNorm1d) else 1
     variance = y.var(dim=over, unbiased=False, keepdim=True)
     y = (y - y.mean(dim=over, keepdim=True)) / (variance + layer.norm.eps).sqrt()

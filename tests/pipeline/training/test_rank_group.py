@@ -24,6 +24,7 @@ IN_GROUP = """
         def __init__(self):
             super().__init__()
             self.inner, self.scale = fit.make_stage().objective, nn.Parameter(torch.ones(()))
+            self.forced = self.inner.forced
         def forward(self, output, targets):
             (loss,) = self.inner(output, targets).values()
             return {{"task_loss": loss * self.scale.exp() - self.scale}}
