@@ -213,7 +213,7 @@ def test_a_killed_worker_costs_its_shards_only(work: Work, cluster: Cluster, wai
         return any(pid == victim.pid and "/ids/" in path for pid, path in work.found("flushing"))
 
     with work.labelling("killed", *on(cluster)) as process:
-        wait(is_writing, 180, "the second worker to write a shard")
+        wait(is_writing, "the second worker to write a shard")
         victim.kill()
         assert is_writing()  # it never came back from that flush, so the shard has no record
         stores = [open_soft_labels(path) for path in work.stores("killed")]
@@ -230,9 +230,9 @@ def test_workers_of_a_killed_run_stop_at_its_lock(work: Work, cluster: Cluster, 
     """Its workers live on, but commit nothing once its lock is gone; the next run goes on."""
     cluster.start_worker("one", SLOW_DISK="1")
     with work.labelling("left", *on(cluster)) as process:
-        wait(lambda: work.found("flushing"), 180, "the worker to write a shard")
+        wait(lambda: work.found("flushing"), "the worker to write a shard")
         process.kill()
-    wait(lambda: not work.found("flushing"), 60, "the worker to stop")
+    wait(lambda: not work.found("flushing"), "the worker to stop")
     time.sleep(1)
     assert cluster.processes["one"].poll() is None
     assert not work.found("flushing")
@@ -248,7 +248,7 @@ def test_a_lost_scheduler_is_told(work: Work, cluster: Cluster, wait: Any):
     """The run does not wait for ever: exit code 2, what was lost, and what to do."""
     cluster.start_worker("one", SLOW_DISK="0.3")
     with work.labelling("lost", *on(cluster)) as process:
-        wait(lambda: work.found("flushing"), 180, "the worker to write a shard")
+        wait(lambda: work.found("flushing"), "the worker to write a shard")
         cluster.processes["scheduler"].kill()
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 2
