@@ -4,7 +4,8 @@ The whole label flow runs, with a Prefect server of its own, on two clusters of 
 are kept up: what is compared is labelling, not how long Python takes to import torch. A ResNet-18
 labels JPEG photographs at 64 pixels; the stores are removed before each run. `labelling` is the
 time from the creation of the store to its last commit record, `run` that of the whole flow with
-its fixed seconds of Prefect.
+its fixed seconds of Prefect, and `tasks` the time that workers spend in tasks, over their number:
+what is left of a run that is long.
 
     python benchmarks/dask_scaling.py
 """
@@ -38,8 +39,8 @@ def labelling_seconds(labels: Path) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--photos", type=int, default=2048, help="at least 200")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--photos", type=int, default=4096, help="at least 200")
     parser.add_argument("--size", type=int, default=64, help="pixels of the teacher's input")
     parser.add_argument("--shards", type=int, default=16)
     arguments = parser.parse_args()
@@ -66,6 +67,7 @@ def main() -> None:
             for workers in (1, 2)
         }
         inside: dict[str, list[float]] = {}
+        working: dict[str, list[float]] = {}
         tasks: dict[str, int] = {}
 
         def label(workers: int) -> None:
@@ -74,6 +76,7 @@ def main() -> None:
             )
             case = f"workers_{workers}"
             inside.setdefault(case, []).append(labelling_seconds(workspace / "labels"))
+            working.setdefault(case, []).append(sum(task["seconds"] for task in found) / workers)
             tasks[case] = len(found)
 
         seconds = interleaved(
@@ -82,6 +85,7 @@ def main() -> None:
             before=lambda: shutil.rmtree(workspace / "labels", ignore_errors=True),
         )
     inside = {case: times[-arguments.rounds :] for case, times in inside.items()}
+    working = {case: times[-arguments.rounds :] for case, times in working.items()}
     record(
         "dask_scaling",
         {
@@ -94,6 +98,7 @@ def main() -> None:
                 "labelling": {case: [round(t, 2) for t in times] for case, times in inside.items()},
             },
             "ratio_labelling": median_ratio(inside, "workers_1", "workers_2"),
+            "ratio_tasks": median_ratio(working, "workers_1", "workers_2"),
             "ratio_run": median_ratio(seconds, "workers_1", "workers_2"),
         },
     )

@@ -6,19 +6,17 @@ out of it, and how it is built from its settings. Left out: training (pipeline.t
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from pipeline.compress.surgery import KeptChannels, Structure, cut_channels, first_channels
 from pipeline.config import LinearHead as LinearHeadConfig
 from pipeline.config import StudentConfig
 from pipeline.models.builders import build_backbone, probe
 from pipeline.models.heads import LinearHead, StructurallyConnectedHead, start_rare
+from pipeline.models.taps import BlockTaps, unknown_blocks
 from pipeline.objectives.base import StudentOutput
 from storage_schemas.errors import ConfigError
 from storage_schemas.label_space import LabelSpace
@@ -46,14 +44,12 @@ class Student(nn.Module):
         self.head = head
         self.feature_dim = feature_dim
         self.structure: Structure = {}
-        self._taps: list[RemovableHandle] = []
-        self._blocks: dict[str, Tensor] = {}
+        self._taps = BlockTaps(backbone, ())
 
     def forward(self, images: Tensor) -> StudentOutput:
         """Return logits, features and tapped blocks of (B, channels, S, S) images."""
         features = self.backbone(images)
-        # Handed over, not kept: the graph of a batch must not outlive it.
-        blocks, self._blocks = self._blocks, {}
+        blocks = self._taps.take()
         return StudentOutput(logits=self.head(features), features=features, blocks=blocks)
 
     def tap(self, names: Sequence[str]) -> None:
@@ -65,20 +61,11 @@ class Student(nn.Module):
         Raises:
             ConfigError: If the backbone has no such module; lists those it has.
         """
-        modules = dict(self.backbone.named_modules())
-        unknown = [name for name in names if name not in modules]
-        if unknown:
-            known = [name for name in modules if name and name.count(".") < _SHOWN_DEPTH]
-            raise ConfigError("student.objective", [f"blocks must be among {known}, got {unknown}"])
-        for handle in self._taps:
-            handle.remove()
-        self._taps = [
-            modules[name].register_forward_hook(functools.partial(self._keep, name))
-            for name in names
-        ]
-
-    def _keep(self, name: str, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        self._blocks[name] = output
+        problems = unknown_blocks(self.backbone, names)
+        if problems:
+            raise ConfigError("student.objective: blocks", problems)
+        self._taps.close()
+        self._taps = BlockTaps(self.backbone, names)
 
     def cut(self, kept: Mapping[str, KeptChannels]) -> None:
         """Keep only some channels of some modules, in place; `structure` says what is left.

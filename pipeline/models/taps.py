@@ -94,6 +94,10 @@ class BlockTaps:
         found, self._outputs = self._outputs, {}
         return found
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> BlockTaps:
+        """Return taps of nothing: the hooks of a copied network do not record."""
+        return BlockTaps(nn.Module(), ())
+
     def close(self) -> None:
         """Take the hooks away."""
         for handle in self._handles:
