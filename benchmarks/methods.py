@@ -72,7 +72,7 @@ def row_result(labelled: Labelled) -> dict[str, Any]:
     found = evaluation["runs"][0]
     return {
         **{metric: found[metric] for metric in METRICS},
-        "inside": {name: values["top1_inside"] for name, values in found["by_vertical"].items()},
+        "inside": {name: values["top1_inside"] for name, values in found["verticals"].items()},
         "run": Path(found["folder"]).name,
         "steps": found["steps"],
         "training_seconds": found["seconds"],

@@ -62,6 +62,6 @@ def trained(labelled: Labelled) -> dict[str, Any]:
 
 def specialists_top1(evaluation: Mapping[str, Any]) -> float:
     """Return the share of test images that their own specialist gets right, in percent."""
-    scored = evaluation["specialists"].values()
+    scored = [values for values in evaluation["specialists"].values() if values["images"]]
     right = sum(values["images"] * values["top1"] for values in scored)
     return round(right / sum(values["images"] for values in scored), 3)
