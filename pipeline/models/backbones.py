@@ -38,7 +38,27 @@ class _Block(nn.Module):
         return functional.relu(y, inplace=True)
 
 
-class GlyphResNet(nn.Module):
+class _GlyphNetwork(nn.Module):
+    """A stem and blocks, the last block's 4x4 grid, flattened, and a linear layer."""
+
+    def __init__(
+        self, stem: nn.Module, blocks: nn.Module, channels: int, num_classes: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.stem, self.blocks = stem, blocks
+        self.pool = nn.AdaptiveAvgPool2d(4)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(16 * channels, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (B, num_classes) logits of (B, in_channels, S, S) images."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        grid = self.pool(self.blocks(self.stem(images)))
+        logits: Tensor = self.fc(self.dropout(grid.flatten(1)))
+        return logits
+
+
+class GlyphResNet(_GlyphNetwork):
     """Stem of stride 2, then residual blocks of 3/8, 1 and 2 times the width.
 
     The first block, on the largest grid, is the narrowest: it takes the most time a channel.
@@ -54,28 +74,18 @@ class GlyphResNet(nn.Module):
     """
 
     def __init__(self, num_classes: int, in_channels: int, width: int, dropout: float) -> None:
-        super().__init__()
         if width < 8 or width % 8:
             raise ValueError(f"width must be a positive multiple of 8, got {width}")
         narrow = 3 * width // 8
-        self.stem = nn.Sequential(
+        stem = nn.Sequential(
             nn.Conv2d(in_channels, narrow, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(narrow),
             nn.ReLU(inplace=True),
         )
-        self.blocks = nn.Sequential(
+        blocks = nn.Sequential(
             _Block(narrow, narrow, 1), _Block(narrow, width, 2), _Block(width, 2 * width, 2)
         )
-        self.pool = nn.AdaptiveAvgPool2d(4)
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(16 * 2 * width, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return (B, num_classes) logits of (B, in_channels, S, S) images."""
-        images = images.contiguous(memory_format=torch.channels_last)
-        grid = self.pool(self.blocks(self.stem(images)))
-        logits: Tensor = self.fc(self.dropout(grid.flatten(1)))
-        return logits
+        super().__init__(stem, blocks, 2 * width, num_classes, dropout)
 
 
 def glyph_resnet(
@@ -96,7 +106,7 @@ def _plain_block(inputs: int, outputs: int) -> nn.Sequential:
     )
 
 
-class GlyphVGG(nn.Module):
+class GlyphVGG(_GlyphNetwork):
     """Convolutions and maxima without shortcuts (Simonyan & Zisserman 2015, arXiv 1409.1556).
 
     A stem of stride 2 and three blocks of 1/2, 1 and 2 times the width, with maxima between them.
@@ -110,31 +120,21 @@ class GlyphVGG(nn.Module):
     """
 
     def __init__(self, num_classes: int, in_channels: int, width: int, dropout: float) -> None:
-        super().__init__()
         if width < 2 or width % 2:
             raise ValueError(f"width must be a positive even number, got {width}")
-        self.stem = nn.Sequential(
+        stem = nn.Sequential(
             nn.Conv2d(in_channels, width // 2, 3, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(width // 2),
             nn.ReLU(inplace=True),
         )
-        self.blocks = nn.Sequential(
+        blocks = nn.Sequential(
             _plain_block(width // 2, width // 2),
             nn.MaxPool2d(2, ceil_mode=True),
             _plain_block(width // 2, width),
             nn.MaxPool2d(2, ceil_mode=True),
             _plain_block(width, 2 * width),
         )
-        self.pool = nn.AdaptiveAvgPool2d(4)
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(16 * 2 * width, num_classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return (B, num_classes) logits of (B, in_channels, S, S) images."""
-        images = images.contiguous(memory_format=torch.channels_last)
-        grid = self.pool(self.blocks(self.stem(images)))
-        logits: Tensor = self.fc(self.dropout(grid.flatten(1)))
-        return logits
+        super().__init__(stem, blocks, 2 * width, num_classes, dropout)
 
 
 def glyph_vgg(

@@ -33,8 +33,6 @@ from storage_schemas.block_features import (
 )
 from storage_schemas.errors import SchemaMismatchError
 
-DEFAULT_CACHE_BYTES = 256 * 2**20
-
 
 class BlockFeatureStore:
     """Handle of a store; `create_block_features` and `open_block_features` return it.
@@ -233,7 +231,7 @@ def create_block_features(
     if digests != wanted:
         raise ValueError(f"constants must be {wanted}, got {digests}")
     made = create_store(path, schema, fitted)
-    return BlockFeatureStore(*made, ShardCache(DEFAULT_CACHE_BYTES))
+    return BlockFeatureStore(*made, ShardCache())
 
 
 def open_block_features(
@@ -262,4 +260,4 @@ def open_block_features(
         problems += expected.validate(schema)
     if problems:
         raise SchemaMismatchError(str(path), problems)
-    return BlockFeatureStore(path, schema, cache or ShardCache(DEFAULT_CACHE_BYTES))
+    return BlockFeatureStore(path, schema, cache or ShardCache())

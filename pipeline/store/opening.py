@@ -33,7 +33,7 @@ from pipeline.store.documents import (
 )
 from pipeline.store.layout import array_names, create_arrays, group_names, limit_problems
 from pipeline.store.row_reader import ShardCache
-from pipeline.store.soft_label_store import DEFAULT_CACHE_BYTES, SoftLabelStore
+from pipeline.store.soft_label_store import SoftLabelStore
 from pipeline.workspace import inside
 from storage_schemas.block_features import BlockFeatureSchema
 from storage_schemas.errors import CorruptLabelError, SchemaMismatchError, StoreError
@@ -66,7 +66,7 @@ def create_soft_labels(path: Path, schema: SoftLabelSchema) -> SoftLabelStore:
         StoreError: If something is there already, or the place cannot be written.
     """
     path, schema = create_store(path, schema)
-    return SoftLabelStore(path, schema, schema.label_map, ShardCache(DEFAULT_CACHE_BYTES))
+    return SoftLabelStore(path, schema, schema.label_map, ShardCache())
 
 
 def create_store(path: Path, schema: Schema, fitted: Fitted | None = None) -> tuple[Path, Schema]:
@@ -236,4 +236,4 @@ def open_soft_labels(
     if problems:
         raise SchemaMismatchError(str(path), problems)
     label_map = schema.label_map if space is None else schema.resolve(space)
-    return SoftLabelStore(path, schema, label_map, cache or ShardCache(DEFAULT_CACHE_BYTES))
+    return SoftLabelStore(path, schema, label_map, cache or ShardCache())

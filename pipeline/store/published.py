@@ -33,7 +33,7 @@ from pipeline.store.coverage import (
 from pipeline.store.opening import open_soft_labels, read_schema
 from pipeline.store.published_features import open_published_features, published_fingerprint
 from pipeline.store.published_labels import PublishedLabels
-from pipeline.store.row_reader import ShardCache
+from pipeline.store.row_reader import DEFAULT_CACHE_BYTES, ShardCache
 from pipeline.store.soft_label_store import SoftLabelStore
 from pipeline.workspace import Workspace, read_record, write_record
 from storage_schemas.errors import (
@@ -143,7 +143,7 @@ def open_published(
     manifest: Manifest,
     split: int,
     *,
-    cache_bytes: int = 256 << 20,
+    cache_bytes: int = DEFAULT_CACHE_BYTES,
 ) -> PublishedLabels:
     """Open the current stores of all teachers of a project.
 

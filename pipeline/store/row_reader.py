@@ -22,6 +22,8 @@ from storage_schemas.errors import MissingLabelError, StoreError
 Rows = npt.NDArray[np.int64]
 
 
+DEFAULT_CACHE_BYTES = 256 * 2**20
+
 Entry = tuple[int, tuple[Array, ...]]
 """First row, and the values of each array, of a shard's written span."""
 
@@ -36,7 +38,7 @@ class ShardCache:
         size_bytes: Memory for shards; the one in use is always kept.
     """
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int = DEFAULT_CACHE_BYTES) -> None:
         self._size_bytes = size_bytes
         self._used = 0
         self._entries: OrderedDict[tuple[Path, int, int], Entry] = OrderedDict()

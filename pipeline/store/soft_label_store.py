@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from pipeline.numerics.soft_label_batch import SoftLabelBatch
 
-DEFAULT_CACHE_BYTES = 256 * 2**20
-
 
 class SoftLabelStore:
     """Handle of a store; `create_soft_labels` and `open_soft_labels` return it.
