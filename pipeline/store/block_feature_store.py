@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from pipeline.locations import is_local, location
 from pipeline.store.fitted_constants import Fitted, altered_constant, read_constant
-from pipeline.store.growth import grow_store
 from pipeline.store.opening import create_store, read_stored
-from pipeline.store.row_reader import RowReader, Rows, ShardCache
-from pipeline.store.shards import Array, ShardFiles
+from pipeline.store.row_reader import Rows, ShardCache
+from pipeline.store.sharded_store import ShardedStore
+from pipeline.store.shards import Array
 from storage_schemas.block_features import (
     RANGE,
     BlockFeatureSchema,
@@ -34,7 +34,7 @@ from storage_schemas.block_features import (
 from storage_schemas.errors import SchemaMismatchError
 
 
-class BlockFeatureStore:
+class BlockFeatureStore(ShardedStore[BlockFeatureSchema]):
     """Handle of a store; `create_block_features` and `open_block_features` return it.
 
     Args:
@@ -44,22 +44,12 @@ class BlockFeatureStore:
     """
 
     def __init__(self, path: Path, schema: BlockFeatureSchema, cache: ShardCache) -> None:
-        self.path = path
-        self._cache = cache
+        super().__init__(path, schema, cache)
         self._fitted: dict[str, npt.NDArray[np.float64]] = {}
-        self._use(schema)
-
-    def _use(self, schema: BlockFeatureSchema) -> None:
-        self.schema = schema
-        self._files = ShardFiles(self.path, schema)
-        self._rows = RowReader(self._files, self._cache)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Carry the description only; the arrays are opened where it arrives."""
         return type(self), (self.path, self.schema, self._cache)
-
-    def __repr__(self) -> str:
-        return f"BlockFeatureStore({str(self.path)!r}, teacher={self.schema.teacher!r})"
 
     @property
     def shapes(self) -> dict[str, tuple[int, int, int]]:
@@ -86,28 +76,6 @@ class BlockFeatureStore:
 
     def _range(self, name: str) -> npt.NDArray[np.float64] | None:
         return self.fitted(name).get(RANGE)
-
-    # --- what is done -----------------------------------------------------------------------
-
-    @property
-    def commits(self) -> npt.NDArray[np.uint32]:
-        """(views, shards, 1 + arrays) uint32: written rows, crc32c of each array; read anew.
-
-        A record that cannot be read counts as not done, so that its shard is written again.
-        """
-        return self._files.commits()
-
-    def commit_record(self, view: int, shard: int) -> tuple[int, ...]:
-        """Return one commit record; zeros where the shard is not done.
-
-        Raises:
-            CorruptLabelError: If the record cannot be read.
-        """
-        return self._files.commit(view, shard)
-
-    def shard_span(self, shard: int) -> range:
-        """Return the rows of a shard, cut at the number of rows."""
-        return self._files.span(shard)
 
     # --- writing ----------------------------------------------------------------------------
 
@@ -145,21 +113,6 @@ class BlockFeatureStore:
         record = self._files.write(view, shard, *values)
         self._rows.forget(view, shard)
         return record
-
-    def discard_shard(self, view: int, shard: int) -> None:
-        """Remove the commit record of a damaged shard, so that it is written again."""
-        self._files.discard(view, shard)
-        self._rows.forget(view, shard)
-
-    def grow(self, num_rows: int) -> None:
-        """Make room for more rows; features that are there stay valid. One process at a time.
-
-        Raises:
-            StoreError: If the number of rows would shrink, or the store cannot be written.
-        """
-        grown = grow_store(self.path, self.schema, num_rows)
-        if grown is not self.schema:
-            self._use(grown)
 
     # --- reading ----------------------------------------------------------------------------
 

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.locations import is_local
-from pipeline.store.growth import grow_store
-from pipeline.store.row_reader import RowReader, Rows, ShardCache
-from pipeline.store.shards import Array, ShardFiles
+from pipeline.store.row_reader import Rows, ShardCache
+from pipeline.store.sharded_store import ShardedStore
+from pipeline.store.shards import Array
 from storage_schemas.label_space import LabelMap
 from storage_schemas.soft_labels import DecodedLabels, SoftLabelSchema, decode
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipeline.numerics.soft_label_batch import SoftLabelBatch
 
 
-class SoftLabelStore:
+class SoftLabelStore(ShardedStore[SoftLabelSchema]):
     """Handle of a store; `create_soft_labels` and `open_soft_labels` return it.
 
     Args:
@@ -42,46 +42,14 @@ class SoftLabelStore:
     def __init__(
         self, path: Path, schema: SoftLabelSchema, label_map: LabelMap, cache: ShardCache
     ) -> None:
-        self.path = path
+        super().__init__(path, schema, cache)
         self.label_map = label_map
-        self._cache = cache
         # One more entry than classes, so that the local id -1 stays -1.
         self._global_ids = np.append(label_map.global_ids, -1)
-        self._use(schema)
-
-    def _use(self, schema: SoftLabelSchema) -> None:
-        self.schema = schema
-        self._files = ShardFiles(self.path, schema)
-        self._rows = RowReader(self._files, self._cache)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Carry the description only; the arrays are opened where it arrives."""
         return type(self), (self.path, self.schema, self.label_map, self._cache)
-
-    def __repr__(self) -> str:
-        return f"SoftLabelStore({str(self.path)!r}, teacher={self.schema.teacher!r})"
-
-    # --- what is done -----------------------------------------------------------------------
-
-    @property
-    def commits(self) -> npt.NDArray[np.uint32]:
-        """(views, shards, 3) uint32: labelled rows, crc32c of ids, crc32c of gaps; read anew.
-
-        A record that cannot be read counts as not done, so that its shard is written again.
-        """
-        return self._files.commits()
-
-    def commit_record(self, view: int, shard: int) -> tuple[int, ...]:
-        """Return one commit record; zeros where the shard is not done.
-
-        Raises:
-            CorruptLabelError: If the record cannot be read.
-        """
-        return self._files.commit(view, shard)
-
-    def shard_span(self, shard: int) -> range:
-        """Return the rows of a shard, cut at the number of rows."""
-        return self._files.span(shard)
 
     # --- writing ----------------------------------------------------------------------------
 
@@ -111,21 +79,6 @@ class SoftLabelStore:
         record = self._files.write(view, shard, ids, gaps)
         self._rows.forget(view, shard)
         return record
-
-    def discard_shard(self, view: int, shard: int) -> None:
-        """Remove the commit record of a damaged shard, so that it is labelled again."""
-        self._files.discard(view, shard)
-        self._rows.forget(view, shard)
-
-    def grow(self, num_rows: int) -> None:
-        """Make room for more rows; labels that are there stay valid. One process at a time.
-
-        Raises:
-            StoreError: If the number of rows would shrink, or the store cannot be written.
-        """
-        grown = grow_store(self.path, self.schema, num_rows)
-        if grown is not self.schema:
-            self._use(grown)
 
     # --- reading ----------------------------------------------------------------------------
 
