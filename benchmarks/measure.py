@@ -1,10 +1,13 @@
-"""What every benchmark shares: rounds taken in turn, the machine, and the JSON record.
+"""What every benchmark shares: rounds taken in turn, figures beside targets, and the JSON record.
 
 Machines are noisy, so figures are ratios of medians over interleaved rounds of one process.
+`suite.py` runs the scripts and makes one table of their figures.
 """
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import datetime
 import json
 import os
@@ -12,14 +15,58 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 RESULTS = Path(__file__).parent / "results"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A measured figure beside its target.
+
+    Attributes:
+        what: What was measured, in a few words.
+        value: The figure; a ratio of two cases of one run wherever that is possible.
+        must_be: Which side of the target is good.
+        target: What was asked for.
+        unit: Of value and target; empty for a ratio.
+        against: The peer or control that ran beside it.
+        bound: What bounded it on this machine, and what the next bound is.
+    """
+
+    what: str
+    value: float
+    must_be: Literal["at least", "at most"]
+    target: float
+    unit: str = ""
+    against: str
+    bound: str
+
+    @property
+    def shortfall(self) -> float:
+        """By which share of the target the figure is on the wrong side of it; 0 if it is not."""
+        missing = (
+            self.target - self.value if self.must_be == "at least" else self.value - self.target
+        )
+        return max(0.0, missing / self.target)
+
+
+def benchmark_parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser with what `suite.py` passes to every script.
+
+    `--quick` is the short form for `make bench-check`; its results go to `--out`.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON result")
+    return parser
 
 
 def machine() -> dict[str, Any]:
@@ -75,10 +122,25 @@ def median_ratio(seconds: Mapping[str, list[float]], first: str, second: str) ->
 
 
 def record(
-    name: str, values: Mapping[str, Any], path: Path | None = None, *, quiet: bool = False
+    name: str,
+    values: Mapping[str, Any],
+    path: Path | None = None,
+    *,
+    figures: Sequence[Figure] = (),
+    quiet: bool = False,
 ) -> None:
-    """Print the result as JSON and keep it, by default in `benchmarks/results/NAME.json`."""
+    """Print the result as JSON and keep it, by default in `benchmarks/results/NAME.json`.
+
+    Args:
+        name: Of the benchmark.
+        values: Everything that was measured, and the settings.
+        path: Where else to keep it; `arguments.out / "NAME.json"` in scripts of the suite.
+        figures: What the suite's table shows of it.
+        quiet: Do not print.
+    """
     result = {"benchmark": name, "machine": machine(), **values}
+    if figures:
+        result["figures"] = [dataclasses.asdict(figure) for figure in figures]
     text = json.dumps(result, indent=2, ensure_ascii=False)
     path = path or RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True, parents=True)
