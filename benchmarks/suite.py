@@ -1,7 +1,7 @@
 """All speed benchmarks, one after the other, and one table of their figures.
 
 Each script runs in a process of its own, alone. Full results are kept in `results/`; the quick
-form (`--check`) keeps nothing, and fails where a figure falls short of its target by more than 15 %.
+form (`--check`) keeps nothing and fails where a figure falls short of its target by over 15 %.
 
     python benchmarks/suite.py                 # make bench
     python benchmarks/suite.py --check         # make bench-check
