@@ -28,10 +28,11 @@ LAYERS = [
     {"block": "blocks.2", "features": "blocks_2.pca", "into": ["head.fc"]},
 ]
 BLOCK = {"student": "blocks.1", "feature": "blocks_1.channel_mean"}
-# A name, then what is set: at least one case of each objective, and one of each of its forms.
+# Name of an objective and what is told apart, then its settings (`auxiliary`: the student's).
 CASES: dict[str, dict[str, Any]] = {
     "hard_labels": {},
     "hard_labels smoothed": {"label_smoothing": 0.1},
+    "hard_labels and a term": {"auxiliary": [{"name": "online_subclass", "bank": 30}]},
     "multi_label": {},
     "soft_labels": {},
     "soft_labels T=2": {"temperature": 2.0, "tail": "bucket", "hard_weight": 0.5},
@@ -58,6 +59,7 @@ CASES: dict[str, dict[str, Any]] = {
     "amalgamation layerwise": {"layers": LAYERS, "layerwise_share": 0.5, "hint_weight": 0.7},
     "compact": {"budget": {"default": 0.5, "blocks.1": 0.3}},
     "compact soft labels alone": {"soft_weight": 1.0, "per_block": False},
+    "compact hard labels alone": {"soft_weight": 0.0, "resource": "parameters"},
     "peer_collaborative": {"stage": "blocks.2"},
 }
 # Where gradients are stopped at what a loss also depends on, or reversed on their way back.
@@ -79,7 +81,8 @@ class Case:
         batch_of: Callable[..., Batch],
     ) -> None:
         objective = {"name": name.partition(" ")[0], **CASES[name]}
-        self._inputs = lambda seed: small_student({"objective": objective}, seed)
+        student = {"auxiliary": objective.pop("auxiliary", ()), "objective": objective}
+        self._inputs = lambda seed: small_student(student, seed)
         inputs = self._inputs(0)
         self.settings, self.provides = inputs.config.objective, inputs.signals.provides
         self.batch = batch_of(inputs.signals)
