@@ -22,6 +22,7 @@ K = 16
 WINDOW_SHARDS = 4  # BatchOrder's default
 LABELS_PER_TASK = 1 << 18  # flows/label_teachers.py; a task holds at least one shard, all views
 RESNET_50_GPU = 3_000.0  # images a second: an assumption, not measured here
+Line = tuple[str, str, str]  # what is computed, its value, from which formula and figures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +45,6 @@ class Plan:
     def images(self) -> int:
         """Rows of the manifest."""
         return self.labels // self.views
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One line of the table.
-
-    Attributes:
-        what: Is computed.
-        value: As text.
-        source: Formula and measured figures.
-    """
-
-    what: str
-    value: str
-    source: str
 
 
 def result(name: str) -> dict[str, Any]:
@@ -114,100 +100,97 @@ def lines(plan: Plan) -> list[Line]:
     hours = plan.labels / RESNET_50_GPU / 3600
     planned = billion["open_plan_resume"]
     return [
-        Line(
-            what="images, views, teachers, classes",
-            value=f"{plan.images:,} x {plan.views}, {plan.teachers} x "
+        (
+            "images, views, teachers, classes",
+            f"{plan.images:,} x {plan.views}, {plan.teachers} x "
             f"{plan.classes // plan.teachers:,} classes",
-            source="the plan",
+            "the plan",
         ),
-        Line(
-            what="shards written",
-            value=f"{shards:,} of {schema.shard_rows:,} rows ({shards_each} x {plan.views} views "
+        (
+            "shards written",
+            f"{shards:,} of {schema.shard_rows:,} rows ({shards_each} x {plan.views} views "
             "a teacher)",
-            source="layout.py; the rows of a teacher are one run, at worst cut at both ends",
+            "layout.py; the rows of a teacher are one run, at worst cut at both ends",
         ),
-        Line(
-            what="files",
-            value=f"{3 * shards + 4 * plan.teachers:,}",
-            source="ids, gaps and record of a shard, 4 documents of a store",
+        (
+            "files",
+            f"{3 * shards + 4 * plan.teachers:,}",
+            "ids, gaps and record of a shard, 4 documents of a store",
         ),
-        Line(
-            what="bytes of labels",
-            value=f"{plan.labels * size / 1e9:.1f} GB ({size:.1f} a label)",
-            source="store_bytes.json, 1,000 classes a teacher, K = 16",
+        (
+            "bytes of labels",
+            f"{plan.labels * size / 1e9:.1f} GB ({size:.1f} a label)",
+            "store_bytes.json, 1,000 classes a teacher, K = 16",
         ),
-        Line(
-            what="dense float16 of a teacher's classes, instead",
-            value=f"{plan.labels * 2 * plan.classes / plan.teachers / 1e12:.1f} TB",
-            source="2 bytes a class",
+        (
+            "dense float16 of a teacher's classes, instead",
+            f"{plan.labels * 2 * plan.classes / plan.teachers / 1e12:.1f} TB",
+            "2 bytes a class",
         ),
-        Line(
-            what="Prefect tasks",
-            value=f"{tasks:,}, of {labels_per_task / 1e6:.2f} million labels",
-            source="one shard with all views, or 2^18 labels (label_teachers.py)",
+        (
+            "Prefect tasks",
+            f"{tasks:,}, of {labels_per_task / 1e6:.2f} million labels",
+            "one shard with all views, or 2^18 labels (label_teachers.py)",
         ),
-        Line(
-            what="events",
-            value=f"{tasks * prefect['events_per_task']:,.0f}",
-            source=f"prefect_overhead.json: {prefect['events_per_task']:.1f} a task",
+        (
+            "events",
+            f"{tasks * prefect['events_per_task']:,.0f}",
+            f"prefect_overhead.json: {prefect['events_per_task']:.1f} a task",
         ),
-        Line(
-            what="Prefect's database",
-            value=f"{tasks * prefect['database_bytes_per_task'] / 1e6:.0f} MB",
-            source=f"prefect_overhead.json: {prefect['database_bytes_per_task'] / 1e3:.0f} kB "
-            "a task",
+        (
+            "Prefect's database",
+            f"{tasks * prefect['database_bytes_per_task'] / 1e6:.0f} MB",
+            f"prefect_overhead.json: {prefect['database_bytes_per_task'] / 1e3:.0f} kB a task",
         ),
-        Line(
-            what="Prefect's time",
-            value=f"{prefect_seconds / 3600:.2f} h, "
+        (
+            "Prefect's time",
+            f"{prefect_seconds / 3600:.2f} h, "
             f"{100 * prefect_seconds / 3600 / hours:.2f} % of {hours:.0f} GPU hours",
-            source=f"prefect_overhead.json, server's CPU included; {RESNET_50_GPU:,.0f} images/s "
+            f"prefect_overhead.json, server's CPU included; {RESNET_50_GPU:,.0f} images/s "
             f"assumed, so {task_seconds:.0f} s a task",
         ),
-        Line(
-            what="open, plan and resume one store",
-            value=f"{planned['seconds']:.1f} s, {planned['peak_mb']:.0f} MB",
-            source=f"billion_rows.json: {billion['rows']:,} rows, "
+        (
+            "open, plan and resume one store",
+            f"{planned['seconds']:.1f} s, {planned['peak_mb']:.0f} MB",
+            f"billion_rows.json: {billion['rows']:,} rows, "
             f"{billion['resume']['shards']['of_the_store']:,} shards, "
             f"{billion['resume']['shards']['of_the_teacher']} of them the teacher's",
         ),
-        Line(
-            what="manifest in every process that plans, labels or trains",
-            value=f"{plan.images * manifest['peak_bytes_per_row'] / 1e9:.0f} GB, "
+        (
+            "manifest in every process that plans, labels or trains",
+            f"{plan.images * manifest['peak_bytes_per_row'] / 1e9:.0f} GB, "
             f"{loading / 60:.0f} min to load",
-            source=f"billion_rows.json: {manifest['peak_bytes_per_row']:.0f} bytes and "
+            f"billion_rows.json: {manifest['peak_bytes_per_row']:.0f} bytes and "
             f"{manifest['seconds_per_million_rows']:.1f} microseconds a row, of "
             f"{manifest['rows']:,}",
         ),
-        Line(
-            what="labels in memory of a reader that streams",
-            value=f"{window / 1e6:.0f} MB",
-            source=f"{WINDOW_SHARDS} shards a window x {plan.views} views x "
-            f"{shard_bytes / 1e6:.1f} MB",
+        (
+            "labels in memory of a reader that streams",
+            f"{window / 1e6:.0f} MB",
+            f"{WINDOW_SHARDS} shards a window x {plan.views} views x {shard_bytes / 1e6:.1f} MB",
         ),
-        Line(
-            what="row numbers of an epoch's order",
-            value=f"{plan.images * 8 / 1e9:.0f} GB a rank",
-            source="8 bytes a row (epoch_order.py)",
+        (
+            "row numbers of an epoch's order",
+            f"{plan.images * 8 / 1e9:.0f} GB a rank",
+            "8 bytes a row (epoch_order.py)",
         ),
-        Line(
-            what="memory of Prefect's server",
-            value=f"{prefect['server_memory_mb']} MB",
-            source=f"prefect_overhead.json, after {prefect['task_runs']} task runs; its rows are "
+        (
+            "memory of Prefect's server",
+            f"{prefect['server_memory_mb']} MB",
+            f"prefect_overhead.json, after {prefect['task_runs']} task runs; its rows are "
             "on the disk",
         ),
-        Line(
-            what="states that one flow run keeps",
-            value=f"{shards_each} tasks a teacher",
-            source="a subflow a teacher; Prefect keeps a flow's states until it ends",
+        (
+            "states that one flow run keeps",
+            f"{shards_each} tasks a teacher",
+            "a subflow a teacher; Prefect keeps a flow's states until it ends",
         ),
     ]
 
 
 def markdown(found: list[Line]) -> str:
     """Return the table."""
-    cells = [("what", "for the plan", "from"), ("---", "---", "---")]
-    cells += [(line.what, line.value, line.source) for line in found]
+    cells = [("what", "for the plan", "from"), ("---", "---", "---"), *found]
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 

@@ -59,7 +59,7 @@ def steps_of(
         manifest.labels,
         stores=published.stores if from_store else (),
         routes=published.routes if from_store else None,
-        temperature=getattr(config.objective, "temperature", 1.0) if from_store else 1.0,
+        temperature=config.objective.label_temperature if from_store else 1.0,
         held_rows=rows if from_store else None,
     )
     order = BatchOrder(

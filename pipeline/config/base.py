@@ -1,9 +1,10 @@
-"""What all settings share: frozen models in which an unknown key is an error."""
+"""What all settings share, and what those of every objective tell the rest of the pipeline."""
 
 from __future__ import annotations
 
+import abc
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator
 
@@ -33,3 +34,30 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
     )
+
+
+class ObjectiveSettings(Settings, abc.ABC):
+    """Settings of an objective; whoever trains or checks one asks for these, and for no field.
+
+    None of them is dumped, so that they are not part of a run's fingerprint.
+
+    Attributes:
+        hides_labels: The student is not told the hard labels, though the images have some.
+    """
+
+    hides_labels: ClassVar[bool] = False
+
+    @property
+    @abc.abstractmethod
+    def reads(self) -> frozenset[str]:
+        """Stores that a run opens: `soft` labels, block `features`, or none."""
+
+    @property
+    def label_temperature(self) -> float:
+        """At which stored soft labels are read."""
+        return 1.0
+
+    @property
+    def activation(self) -> Literal["softmax", "sigmoid"]:
+        """What makes probabilities of the student's logits."""
+        return "softmax"

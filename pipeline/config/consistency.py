@@ -28,22 +28,19 @@ def _teachers_have_names(project: Project) -> Iterator[str]:
 
 
 def _temperature_is_stored(project: Project) -> Iterator[str]:
-    temperature = getattr(project.student.objective, "temperature", None)
-    if temperature is not None and temperature not in project.labels.temperatures:
+    objective = project.student.objective
+    temperature = objective.label_temperature
+    if "soft" in objective.reads and temperature not in project.labels.temperatures:
         yield (
             f"student.objective.temperature must be one of labels.temperatures "
             f"{list(project.labels.temperatures)}, got {temperature}"
         )
 
 
-def _is_sigmoid(project: Project) -> bool:
-    return getattr(project.student.objective, "form", None) == "sigmoid"
-
-
 def _activation_fits(project: Project) -> Iterator[str]:
     objective = project.student.objective
     sigmoid_labels = project.labels.activation == "sigmoid"
-    if "soft" in objective.reads and _is_sigmoid(project) != sigmoid_labels:
+    if "soft" in objective.reads and objective.activation != project.labels.activation:
         yield (
             f"labels.activation {project.labels.activation!r} does not fit the objective "
             f"{objective.name!r}: the sigmoid form of knowledge_concentration, and only it, "
@@ -60,7 +57,7 @@ def _activation_fits(project: Project) -> Iterator[str]:
 def _hierarchies_are_multi_label(project: Project) -> Iterator[str]:
     data, objective = project.data, project.student.objective
     hierarchy = getattr(data, "hierarchy", False) or getattr(data, "parents", None)
-    if hierarchy and not (project.labels.activation == "sigmoid" and _is_sigmoid(project)):
+    if hierarchy and not project.labels.activation == objective.activation == "sigmoid":
         yield (
             "data: classes with is-a parents need labels.activation sigmoid and an objective "
             "of sigmoid form (knowledge_concentration or multi_label): an image is of several "
@@ -74,7 +71,7 @@ def _objective_finds_its_teachers(project: Project) -> Iterator[str]:
         stored = {teacher.name: [f.name for f in teacher.features] for teacher in project.teachers}
         yield from objective.problems_with(stored)
     own = [teacher.name for teacher in project.teachers if teacher.routing == "own"]
-    if getattr(objective, "hides_labels", False) and own:
+    if objective.hides_labels and own:
         yield (
             f"objective {objective.name!r} hides all labels from the student, so every teacher "
             f"must label all rows: teachers[].routing must be 'all', got 'own' for {own}"

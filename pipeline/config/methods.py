@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.config.base import Fraction, Name, PositiveInt, Settings
+from pipeline.config.base import Fraction, Name, ObjectiveSettings, PositiveInt, Settings
 
 
 class BlockSimilarity(Settings):
@@ -38,7 +38,7 @@ class Adversarial(Settings):
     lr: float = Field(1e-3, gt=0, description="peak learning rate of the discriminators")
 
 
-class Meal(Settings):
+class Meal(ObjectiveSettings):
     """MEAL (Shen et al. 2019): several teachers of the same classes, and no hard labels."""
 
     name: Literal["meal"]
@@ -55,6 +55,11 @@ class Meal(Settings):
     def reads(self) -> frozenset[str]:
         """Features are opened only where a block is compared."""
         return frozenset({"soft", "features"} if self.blocks else {"soft"})
+
+    @property
+    def label_temperature(self) -> float:
+        """That of the loss."""
+        return self.temperature
 
     def teaches(self, teacher: str) -> bool:
         """Tell whether a teacher of the project is one of the student's."""
@@ -95,7 +100,7 @@ class AmalgamatedLayer(Settings):
     )
 
 
-class Amalgamation(Settings):
+class Amalgamation(ObjectiveSettings):
     """Knowledge amalgamation (Shen et al. 2019): a student of all specialists without a label."""
 
     hides_labels: ClassVar[bool] = True
@@ -130,6 +135,11 @@ class Amalgamation(Settings):
         used = bool(self.layerwise_share or self.hint_weight)
         return frozenset({"soft", "features"} if used else {"soft"})
 
+    @property
+    def label_temperature(self) -> float:
+        """That of the loss."""
+        return self.temperature
+
     @model_validator(mode="after")
     def _layers_are_named(self) -> Amalgamation:
         if "features" in self.reads and not self.layers:
@@ -146,7 +156,7 @@ class Amalgamation(Settings):
         return self
 
 
-class Compact(Settings):
+class Compact(ObjectiveSettings):
     """Compact CNN structure learning (Ahmed et al. 2020): learn widths, cut, fine-tune."""
 
     reads: ClassVar[frozenset[str]] = frozenset({"soft"})
@@ -171,6 +181,11 @@ class Compact(Settings):
         0.01, ge=0, description="scale of batch normalisation below which a channel is cut"
     )
 
+    @property
+    def label_temperature(self) -> float:
+        """That of the loss."""
+        return self.temperature
+
     @model_validator(mode="after")
     def _budgets_are_told_apart(self) -> Compact:
         if "default" not in self.budget:
@@ -183,7 +198,7 @@ class Compact(Settings):
         return self
 
 
-class PeerCollaborative(Settings):
+class PeerCollaborative(ObjectiveSettings):
     """Peer Collaborative Learning (Wu & Gong 2021): peers teach each other, no teacher."""
 
     reads: ClassVar[frozenset[str]] = frozenset()

@@ -3,7 +3,7 @@
 In: those of a single loss, and the union of all. Left out: those of several teachers, stages or
 networks (methods.py).
 
-`reads` says which stores a run of the objective opens: `soft` labels, block `features`, or none.
+What the rest of the pipeline may ask of them is declared by `ObjectiveSettings` (base.py).
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pipeline.config.base import Fraction, PositiveInt, Settings
+from pipeline.config.base import Fraction, ObjectiveSettings, PositiveInt, Settings
 from pipeline.config.methods import Amalgamation, Compact, Meal, PeerCollaborative
 
 
-class HardLabels(Settings):
+class HardLabels(ObjectiveSettings):
     """The control: cross-entropy with the human labels."""
 
     reads: ClassVar[frozenset[str]] = frozenset()
@@ -25,16 +25,16 @@ class HardLabels(Settings):
     label_smoothing: Fraction = 0.0
 
 
-class MultiLabel(Settings):
+class MultiLabel(ObjectiveSettings):
     """The control of sigmoid students: binary cross-entropy with labels and their ancestors."""
 
     reads: ClassVar[frozenset[str]] = frozenset()
-    form: ClassVar[Literal["sigmoid"]] = "sigmoid"
+    activation: ClassVar[Literal["sigmoid"]] = "sigmoid"
 
     name: Literal["multi_label"]
 
 
-class SoftLabels(Settings):
+class SoftLabels(ObjectiveSettings):
     """Sparse KL to the teachers' soft labels over all classes."""
 
     reads: ClassVar[frozenset[str]] = frozenset({"soft"})
@@ -44,8 +44,13 @@ class SoftLabels(Settings):
     tail: Literal["uniform", "bucket", "drop"] = "uniform"
     hard_weight: float = Field(0.0, ge=0, description="weight of an added hard-label loss")
 
+    @property
+    def label_temperature(self) -> float:
+        """That of the loss."""
+        return self.temperature
 
-class KnowledgeConcentration(Settings):
+
+class KnowledgeConcentration(ObjectiveSettings):
     """Knowledge Concentration (Gao et al. 2017), in either of two forms."""
 
     reads: ClassVar[frozenset[str]] = frozenset({"soft"})
@@ -59,8 +64,18 @@ class KnowledgeConcentration(Settings):
     )
     hard_weight: float = Field(0.0, ge=0)
 
+    @property
+    def label_temperature(self) -> float:
+        """That of the loss."""
+        return self.temperature
 
-class OnlineSubclassTerm(Settings):
+    @property
+    def activation(self) -> Literal["softmax", "sigmoid"]:
+        """That of the form."""
+        return self.form
+
+
+class OnlineSubclassTerm(ObjectiveSettings):
     """The term of Online Subclass KD (Tzelepi et al. 2020), to be added to any loss."""
 
     reads: ClassVar[frozenset[str]] = frozenset()
@@ -89,7 +104,7 @@ class OnlineSubclass(OnlineSubclassTerm):
     label_smoothing: Fraction = 0.0
 
 
-class Balanced(Settings):
+class Balanced(ObjectiveSettings):
     """Balanced KD (Zhang et al. 2021): soft labels re-weighted by class, for long tails."""
 
     reads: ClassVar[frozenset[str]] = frozenset({"soft"})
@@ -107,6 +122,11 @@ class Balanced(Settings):
     balanced_from: Fraction = Field(
         0.0, description="share of the steps after which classes are weighted (deferred: DRW)"
     )
+
+    @property
+    def label_temperature(self) -> float:
+        """That of the loss."""
+        return self.temperature
 
 
 class Curriculum(Settings):

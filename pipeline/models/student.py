@@ -108,7 +108,7 @@ def build_student(
 def _uncut(config: StudentConfig, space: LabelSpace) -> Student:
     backbone, feature_dim = build_backbone(config.builder, config.builder_args)
     probe(backbone, config.input, feature_dim, owner="student")
-    sigmoid = getattr(config.objective, "form", None) == "sigmoid"
+    sigmoid = config.objective.activation == "sigmoid"
     if isinstance(config.head, LinearHeadConfig):
         linear = LinearHead(feature_dim, len(space))
         if sigmoid:

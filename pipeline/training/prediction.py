@@ -73,7 +73,7 @@ class Predictions:
 
 def class_probabilities(logits: Tensor, objective: ObjectiveConfig) -> Tensor:
     """Return probabilities of (..., C) logits: independent ones where the loss is sigmoid."""
-    if getattr(objective, "form", None) == "sigmoid":
+    if objective.activation == "sigmoid":
         return logits.sigmoid()
     return logits.softmax(dim=-1)
 

@@ -94,7 +94,7 @@ def student_run(
     config = project.student
     name = config.name
     if role == "control":
-        sigmoid = getattr(config.objective, "form", None) == "sigmoid"
+        sigmoid = config.objective.activation == "sigmoid"
         objective = MultiLabel(name="multi_label") if sigmoid else HardLabels(name="hard_labels")
         config = config.model_copy(
             update={"objective": objective, "init": None, "auxiliary": (), "curriculum": None}

@@ -47,13 +47,13 @@ def _signals(
     if not run.config.objective.reads:
         return StoredSignals(manifest.labels, mix_weights=mix_weights)
     labels = manifest.labels
-    if getattr(run.config.objective, "hides_labels", False):
+    if run.config.objective.hides_labels:
         labels = np.full_like(labels, UNLABELLED)
     return StoredSignals(
         labels,
         stores=published.stores,
         routes=published.routes,
-        temperature=getattr(run.config.objective, "temperature", 1.0),
+        temperature=run.config.objective.label_temperature,
         mix_weights=mix_weights,
         held_rows=held_rows,
         held_views=None if published.available is None else published.available.views,

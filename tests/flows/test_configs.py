@@ -44,7 +44,7 @@ def test_concentration_configs_differ_from_the_demo_in_the_method_only(form: str
     assert project.data.hierarchy == (form == "sigmoid")
     assert project.workspace != demo.workspace
     assert project.labels.activation == form
-    assert getattr(project.student.objective, "form", None) == form
+    assert project.student.objective.activation == form
     assert project.student.head.name == "structurally_connected"
     assert getattr(project.student.head, "self_paced", None) == "vertical"
 

@@ -1,4 +1,4 @@
-"""Knowledge amalgamation: the contract of its objectives, its stages, and what it refuses."""
+"""Knowledge amalgamation: its codes, its stages, and what it refuses."""
 
 from __future__ import annotations
 
@@ -14,19 +14,12 @@ from torch import Tensor
 from pipeline.config import StudentConfig
 from pipeline.data.epoch_order import BatchOrder
 from pipeline.data.loader import BatchDataset
-from pipeline.models.student import Student, build_student
+from pipeline.models.student import build_student
 from pipeline.numerics import SoftLabelBatch
-from pipeline.objectives import Method, MethodInputs, Objective, build_method
-from pipeline.objectives.base import (
-    BlockFeatureBatch,
-    LabelContext,
-    StudentOutput,
-    TargetBatch,
-    total_loss,
-)
+from pipeline.objectives import Method, MethodInputs, build_method
+from pipeline.objectives.base import BlockFeatureBatch, LabelContext, TargetBatch
 from pipeline.objectives.stored_signals import SignalSource
 from pipeline.training.fit_stages import fit_stages
-from pipeline.training.loss_terms import LossTerms
 from storage_schemas.errors import ConfigError, TrainingError
 from storage_schemas.label_space import LabelSpace
 
@@ -119,94 +112,6 @@ def images(rows: np.ndarray, views: np.ndarray) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     every = torch.randn(ROWS, VIEWS, 1, 32, 32, generator=generator)
     return every[torch.from_numpy(rows), torch.from_numpy(views)]
-
-
-def batch() -> tuple[Tensor, TargetBatch]:
-    """Six images and what the teachers say of them."""
-    chosen = np.array([3, 0, 17, 23, 8, 8]), np.array([0, 1, 1, 0, 0, 1])
-    return images(*chosen), Answers().fetch(*chosen)
-
-
-def terms_of(
-    found: Method, stage: int, targets: TargetBatch, pixels: Tensor
-) -> Mapping[str, Tensor]:
-    """The loss terms of one stage, of the network before any step."""
-    torch.manual_seed(5)
-    terms = LossTerms(found.network, found.stages[stage].objective, "float32")
-    if isinstance(found.network, Student):
-        found.network.tap(terms.objective.taps)
-    return terms(pixels, targets)
-
-
-SETTINGS = {
-    "blocks": {"scores": "blocks"},
-    "concatenated": {"temperature": 2.0},
-    "alike": {"sharpness": 0.0, "tail": "bucket", "vertical_weight": 0.5},
-    "hints": {"layers": LAYERS, "hint_weight": 0.7},
-    "layerwise": {"layers": LAYERS, "layerwise_share": 0.5},
-}
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-class TestAmalgamationContract:
-    """What every objective promises, of the first stage of each setting."""
-
-    def test_terms_are_finite_and_all_parameters_learn(self, name: str) -> None:
-        """Terms are finite scalars; network and objective get a gradient, the targets do not."""
-        found = method(**SETTINGS[name])
-        pixels, targets = batch()
-        terms = terms_of(found, 0, targets, pixels)
-        assert all(term.ndim == 0 and term.isfinite() for term in terms.values())
-        total_loss(terms).backward()
-        for module in (found.network, found.stages[0].objective):
-            assert all(parameter.grad is not None for parameter in module.parameters())
-        assert all(value.values.grad is None for value in targets.features.values())
-
-    def test_same_settings_give_the_same_bits(self, name: str) -> None:
-        """Put together twice, as for a run and its resumption, a method is the same."""
-        first, second = (terms_of(method(**SETTINGS[name]), 0, *batch()[::-1]) for _ in range(2))
-        assert first.keys() == second.keys()
-        assert all(torch.equal(first[key], second[key]) for key in first)
-
-    def test_state_round_trip(self, name: str) -> None:
-        """A loaded state gives the same terms, the bases included."""
-        one, other = method(**SETTINGS[name]), method(**SETTINGS[name])
-        for value in other.stages[0].objective.state_dict().values():
-            value.zero_()
-        other.stages[0].objective.load_state_dict(one.stages[0].objective.state_dict())
-        first, second = (terms_of(found, 0, *batch()[::-1]) for found in (one, other))
-        assert all(torch.equal(first[key], second[key]) for key in first)
-
-    def test_each_missing_target_is_refused(self, name: str) -> None:
-        """Without a target that it needs, an objective says what to do."""
-        found = method(**SETTINGS[name])
-        pixels, targets = batch()
-        for field in found.stages[0].objective.needs:
-            lacking = dataclasses.replace(targets, **{field: None})
-            with pytest.raises(TrainingError, match=r"needs .*, got none: .*label`"):
-                terms_of(found, 0, lacking, pixels)
-
-    def test_no_label_is_needed(self, name: str) -> None:
-        """No stage needs labels, and targets have none."""
-        found = method(**SETTINGS[name])
-        assert batch()[1].labels is None
-        for stage in found.stages:
-            stage.check_signals(frozenset({"soft", "features"}))
-
-
-def test_loss_is_differentiable() -> None:
-    """The gradient in float64 logits is that of finite differences."""
-    objective: Objective = method(temperature=2.0).stages[0].objective
-    _, targets = batch()
-    soft = targets.soft
-    doubles = {"log_probs": soft.log_probs.double(), "log_tail": soft.log_tail.double()}
-    targets = dataclasses.replace(targets, soft=dataclasses.replace(soft, **doubles))
-    logits = torch.randn(B, len(SPACE), dtype=torch.float64).requires_grad_()
-
-    def loss(values: Tensor) -> Tensor:
-        return total_loss(objective(StudentOutput(logits=values, features=values), targets))
-
-    assert torch.autograd.gradcheck(loss, logits)
 
 
 def test_codes_are_those_of_numpy() -> None:

@@ -17,7 +17,7 @@ from pipeline.models.student import Student, build_student
 from pipeline.models.weights import save_weights
 from pipeline.numerics import SoftLabelBatch
 from pipeline.objectives import Method, MethodInputs, build_method
-from pipeline.objectives.base import LabelContext, StudentOutput, TargetBatch, total_loss
+from pipeline.objectives.base import LabelContext, StudentOutput, TargetBatch
 from pipeline.objectives.compact import CompactObjective, student_groups
 from pipeline.objectives.stored_signals import StoredSignals
 from pipeline.training.fit import FitResult
@@ -110,57 +110,33 @@ def run(
     )
 
 
-class TestObjective:
-    """What every objective promises, for the one of the structure stage."""
+def terms(made: Method, logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The terms of six rows in the structure stage."""
+    output = StudentOutput(logits=logits, features=logits)
+    return objective_of(made)(output, targets(ROWS[:6]))
 
-    def terms(self, made: Method, logits: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The terms of six rows."""
-        output = StudentOutput(logits=logits, features=logits)
-        return objective_of(made)(output, targets(ROWS[:6]))
 
-    def test_terms_are_finite_and_weighed(self) -> None:
-        """Hard and soft labels take their shares, and each loss is a finite scalar."""
-        logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(2))
-        found = {
-            weight: self.terms(method(settings(soft_weight=weight)), logits)
-            for weight in (0.0, 0.75, 1.0)
-        }
-        assert all(term.ndim == 0 and term.isfinite() for term in found[0.75].values())
-        assert "kd_loss" not in found[0.0]
-        assert "task_loss" not in found[1.0]
-        torch.testing.assert_close(found[0.75]["kd_loss"], 0.75 * found[1.0]["kd_loss"])
-        torch.testing.assert_close(found[0.75]["task_loss"], 0.25 * found[0.0]["task_loss"])
+def test_hard_and_soft_labels_take_their_shares() -> None:
+    """`soft_weight` is the share of soft labels, the rest that of hard ones; 0 leaves one out."""
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(2))
+    found = {
+        weight: terms(method(settings(soft_weight=weight)), logits) for weight in (0.0, 0.75, 1.0)
+    }
+    assert "kd_loss" not in found[0.0]
+    assert "task_loss" not in found[1.0]
+    torch.testing.assert_close(found[0.75]["kd_loss"], 0.75 * found[1.0]["kd_loss"])
+    torch.testing.assert_close(found[0.75]["task_loss"], 0.25 * found[0.0]["task_loss"])
 
-    def test_gradients_reach_the_student_alone(self) -> None:
-        """Logits and scales of normalisation learn; the objective owns no parameter."""
-        made = method(settings())
-        logits = torch.randn(6, 4, requires_grad=True)
-        total_loss(self.terms(made, logits)).backward()
-        assert logits.grad is not None
-        assert logits.grad.any()
-        assert not list(objective_of(made).parameters())
-        moved = {n for n, p in made.network.named_parameters() if p.grad is not None}
-        scales = student_groups(made.network, settings().input).scales  # type: ignore[arg-type]
-        assert moved == {f"{name}.weight" for name in scales}
 
-    def test_state_round_trip(self) -> None:
-        """A checkpoint has the controllers: the next steps of a loaded objective are the same."""
-        first, second = method(settings()), method(settings())
-        logits = torch.zeros(6, 4)
-        for _ in range(3):
-            before = self.terms(first, logits)
-        objective_of(second).load_state_dict(objective_of(first).state_dict())
-        after = [self.terms(made, logits) for made in (first, second)]
-        assert all(torch.equal(after[0][key], after[1][key]) for key in after[0])
-        assert after[0]["sparsity_loss"] > before["sparsity_loss"]
-
-    @pytest.mark.parametrize(("soft_weight", "missing"), [(0.0, "labels"), (1.0, "soft")])
-    def test_a_missing_signal_is_refused(self, soft_weight: float, missing: str) -> None:
-        """Only what has a weight is needed, and the error says what to do."""
-        stage = method(settings(soft_weight=soft_weight)).stages[1]
-        stage.check_signals(frozenset({missing}))
-        with pytest.raises(TrainingError, match=f"{missing}.* missing"):
-            stage.check_signals(frozenset({"labels", "soft"} - {missing}))
+def test_sparsity_presses_on_the_scales_alone() -> None:
+    """It has a gradient in all scales of normalisation, and presses harder while above budget."""
+    made = method(settings())
+    first, *_, last = (terms(made, torch.zeros(6, 4))["sparsity_loss"] for _ in range(3))
+    assert last > first
+    last.backward()
+    moved = {n for n, p in made.network.named_parameters() if p.grad is not None}
+    scales = student_groups(made.network, settings().input).scales  # type: ignore[arg-type]
+    assert moved == {f"{name}.weight" for name in scales}
 
 
 def test_the_cut_student_is_within_every_budget(tmp_path: Path) -> None:

