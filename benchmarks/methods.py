@@ -3,7 +3,8 @@
 `methods.yaml` lists the rows. Those of a group share images, specialists and label stores; each is
 one student, trained by the same loop for the same steps. Everything is made anew for each seed.
 Prints progress, and writes `results/methods/<group>.json` after each row, so that a run that was
-stopped goes on: a student whose fingerprint is in the workspace is not trained again.
+stopped goes on: a row whose result is there, by a digest of all its settings, is not made again,
+and a student whose fingerprint is in the workspace is not trained again. `--fresh` forgets both.
 
     python benchmarks/methods.py                                  # everything
     python benchmarks/methods.py --group meal --row random --seeds 0
@@ -25,6 +26,9 @@ from typing import Any
 import yaml
 from measure import RESULTS, record
 from stages import CONFIGS, Labelled, labelled_project, specialists_top1, trained
+
+from pipeline.config import Project, load_project
+from storage_schemas.fingerprint import fingerprint
 
 ROWS = Path(__file__).with_name("methods.yaml")
 WORKSPACE = Path(__file__).parents[1] / "runs" / "methods"
@@ -64,6 +68,12 @@ def seeded(seed: int, workspace: Path) -> dict[str, Any]:
         "student.seed": seed,
         "student.control": False,
     }
+
+
+def settings_digest(project: Project) -> str:
+    """Return a digest of all that decides a result, which leaves out where and how it is run."""
+    settings = project.model_dump(mode="json", exclude={"workspace", "runtime", "report"})
+    return fingerprint(settings)
 
 
 def row_result(labelled: Labelled) -> dict[str, Any]:
@@ -109,11 +119,14 @@ def group_results(
                 **seeded(seed, workspace),
                 **own_settings,
             }
+            digest = settings_digest(load_project(config, overrides(settings)))
+            results.setdefault(row, {"by_seed": {}})
+            if results[row]["by_seed"].get(str(seed), {}).get("settings") == digest:
+                continue
             started = time.perf_counter()
             labelled = labelled_project(config, overrides(settings))
-            found = row_result(labelled)
+            found = {"settings": digest, **row_result(labelled)}
             found["seconds"] = round(time.perf_counter() - started, 1)
-            results.setdefault(row, {"by_seed": {}})
             results[row] |= {"set": own_settings}
             results[row]["by_seed"][str(seed)] = found
             print(
@@ -148,6 +161,8 @@ def main() -> None:
         shutil.rmtree(arguments.workspace, ignore_errors=True)
     for name in arguments.group or groups:
         group = groups[name]
+        if arguments.fresh:
+            (RESULTS / "methods" / f"{name}.json").unlink(missing_ok=True)
         rows = [row for row in group["rows"] if row in (arguments.row or group["rows"])]
         group_results(name, group, rows, arguments.seeds, arguments.workspace)
 
