@@ -13,7 +13,13 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.config.base import Fraction, PositiveInt, Settings
-from pipeline.config.methods import Amalgamation, Compact, Meal, PeerCollaborative
+from pipeline.config.methods import (
+    Amalgamation,
+    Compact,
+    Meal,
+    PeerCollaborative,
+    SparseRepresentation,
+)
 
 
 class HardLabels(Settings):
@@ -133,6 +139,7 @@ ObjectiveConfig = Annotated[
     | Balanced
     | PeerCollaborative
     | Meal
-    | Amalgamation,
+    | Amalgamation
+    | SparseRepresentation,
     Field(discriminator="name"),
 ]

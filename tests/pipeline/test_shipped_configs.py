@@ -35,7 +35,7 @@ def shortened(path: Path, folder: Path) -> Project:
             f"views.count={student.views_per_image}",
             "specialists.epochs=1",
             # An epoch of each stage.
-            f"student.epochs={2 if path.stem == 'compact' else 1}",
+            f"student.epochs={2 if path.stem in ('compact', 'sparse_representation') else 1}",
             *(["student.curriculum.phases=1"] if student.curriculum else []),
         ],
     )
