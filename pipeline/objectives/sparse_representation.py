@@ -25,6 +25,7 @@ there, the fit of its dictionary leaves other statistics in its batch normalisat
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -51,7 +52,8 @@ class CodewordScores(nn.Module):
     def __init__(self, channels: int, codewords: int) -> None:
         super().__init__()
         self.codewords = nn.Conv2d(channels, codewords, 1, bias=False)
-        self.bias = nn.Parameter(torch.zeros(()))
+        # Codewords are rare. One number that starts where all are likely would take an epoch.
+        self.bias = nn.Parameter(torch.tensor(-math.log(codewords)))
 
     def forward(self, block: Tensor) -> Tensor:
         """Return (B, M, H, W) similarities, before the sigmoid, of a (B, channels, H, W) block."""

@@ -120,7 +120,8 @@ class _Codewords:
 
     def result(self) -> Fitted:
         vectors = self._sample.vectors
-        scale = vectors.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+        scale = vectors.square().mean().sqrt()
+        scale = scale.where(scale > 0, 1.0)
         found = fit_dictionary(
             vectors / scale,
             self._count,

@@ -81,6 +81,17 @@ def test_averaging_and_projecting_commute():
     np.testing.assert_allclose(averaged[:, :, 0, 0], codes, atol=1e-4)
 
 
+def test_codewords_of_a_block_that_never_answered_are_finite():
+    """Zeros in the fit give a dictionary, with which another answer can be named."""
+    config = config_of("codewords", dictionary={"steps": 1})
+    fit = REDUCTIONS["codewords"].fit(config, 6)
+    fit.update(torch.zeros(5, 6, 2, 2))
+    ids, means = REDUCTIONS["codewords"].apply(outputs().float(), fit.result().constants)
+    assert ids.shape == (40, 1, 4, 4)
+    assert means.shape == (40, 12, 1, 1)
+    assert means.isfinite().all()
+
+
 def test_the_range_holds_what_was_seen():
     """Six deviations on either side, and a step for a channel that never moved."""
     maps = torch.randn(500, 3, 1, 1)
