@@ -108,20 +108,16 @@ def test_a_resumed_or_repaired_store_keeps_its_dictionary(root):
     assert verify_store(again, "full", manifest.rows(TRAIN)) == []
 
 
-def test_a_dictionary_is_the_same_again_and_another_seed_is_another_store(root):
-    """Fitting is a function of the settings; the seed belongs to the store's name."""
-    _, _, _, store = run(root)
+def test_a_dictionary_is_the_same_again_and_its_settings_name_the_store(root):
+    """Fitting is a function of the settings, and they belong to the fingerprint."""
+    _, _, spec, store = run(root)
     (root / "work" / "features").rename(root / "old")
     _, _, _, again = run(root)
     assert again.path == store.path
     old = open_block_features(next((root / "old" / "tools").glob("*.zarr")))
     assert old.schema.fitted_arrays == again.schema.fitted_arrays
-    (root / "work" / "features").rename(root / "older")
-    write_settings(root, [FEATURES[1] | {"dictionary": DICTIONARY | {"seed": 1}}])
-    _, _, _, other = run(root)
-    assert other.path.name != store.path.name
-    digests = (one.schema.fitted_arrays["codewords/blocks_1.codewords"] for one in (again, other))
-    assert len({one.digest for one in digests}) == 2
+    assert spec.config.features[1].parts["dictionary"] == DICTIONARY | {"seed": 0}
+    assert "dictionary" not in spec.config.features[0].parts
 
 
 def test_more_codewords_than_ids_are_refused(root, monkeypatch):
