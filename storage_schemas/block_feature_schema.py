@@ -26,8 +26,10 @@ from storage_schemas.stored_array import StoredArray, read_attributes
 BLOCK_FEATURE_FORMAT = "concentrate.block_features"
 BLOCK_FEATURE_VERSION = 1
 LARGEST_CODE = 254  # of uint8; 255 is fill
+LARGEST_NUMBER = 65_534  # of uint16; 65535 is fill
 RANGE = "range"
 _PART = r"[A-Za-z0-9_]+"
+_FILL = {"float16": float("nan"), "uint8": LARGEST_CODE + 1, "uint16": LARGEST_NUMBER + 1}
 
 
 class FittedArray(BaseModel):
@@ -54,7 +56,8 @@ class FeatureArray(BaseModel):
         channels: Channels after the reduction.
         height: Of the stored grid.
         width: Of the stored grid.
-        dtype: float16, or uint8 with a range for each channel.
+        dtype: float16, uint8 with a range for each channel, or uint16 for whole numbers that are
+            stored as they are, e.g. ids.
         fitted: Constants that were fitted when the store was made, by name: those of the
             reduction, and the range of uint8.
     """
@@ -67,7 +70,7 @@ class FeatureArray(BaseModel):
     channels: Count
     height: Count
     width: Count
-    dtype: Literal["float16", "uint8"] = "float16"
+    dtype: Literal["float16", "uint8", "uint16"] = "float16"
     fitted: dict[Annotated[str, Field(pattern=r"^[a-z]+$")], FittedArray] = Field(
         default_factory=dict
     )
@@ -98,7 +101,7 @@ class FeatureArray(BaseModel):
         return StoredArray(
             name=self.name,
             dtype=np.dtype(self.dtype),
-            fill=float("nan") if self.dtype == "float16" else LARGEST_CODE + 1,
+            fill=_FILL[self.dtype],
             cell=self.shape,
             dimensions=("channel", "height", "width"),
         )

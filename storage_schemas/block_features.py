@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from storage_schemas.block_feature_schema import (
     LARGEST_CODE,
+    LARGEST_NUMBER,
     RANGE,
     BlockFeatureSchema,
     FeatureArray,
@@ -57,12 +58,13 @@ def encode(
 
     Args:
         array: Where they go.
-        values: (B, channels, height, width), finite.
+        values: (B, channels, height, width), finite; for uint16 whole numbers of 0 .. 65534.
         limits: (2, channels) smallest value and step of each channel; needed by uint8, in which
             values outside of smallest .. smallest + 254 steps become the nearest of these two.
 
     Raises:
-        ValueError: On another shape, a value that is not finite, or one beyond float16.
+        ValueError: On another shape, a value that is not finite, one beyond float16, or one that
+            uint16 would change.
     """
     if values.shape[1:] != array.shape:
         raise ValueError(f"{array.name} must be (B, {array.shape}), got {values.shape}")
@@ -75,6 +77,10 @@ def encode(
                 f"{np.abs(values).max():g}; store it as uint8"
             )
         return values.astype(np.float16)
+    if array.dtype == "uint16":
+        if ((values < 0) | (values > LARGEST_NUMBER) | (values % 1 != 0)).any():
+            raise ValueError(f"{array.name} must be whole numbers of 0 to {LARGEST_NUMBER}")
+        return values.astype(np.uint16)
     smallest, step = _limits(array, limits)
     steps = np.rint((values.astype(np.float64) - smallest) / step)
     return np.clip(steps, 0, LARGEST_CODE).astype(np.uint8)
@@ -93,11 +99,11 @@ def decode(
         limits: As in `encode`.
     """
     present = ~array.stored.absent(codes)
-    if array.dtype == "float16":
-        values = codes.astype(np.float32)
-    else:
+    if array.dtype == "uint8":
         smallest, step = _limits(array, limits)
         values = (smallest + step * codes).astype(np.float32)
+    else:
+        values = codes.astype(np.float32)
     values[~present] = 0
     return DecodedFeatures(values, present)
 

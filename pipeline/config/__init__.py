@@ -15,7 +15,7 @@ from pipeline.config.data import (
     PythonData,
     TorchvisionData,
 )
-from pipeline.config.features import FeatureConfig
+from pipeline.config.features import DictionaryConfig, FeatureConfig
 from pipeline.config.loading import load_project
 from pipeline.config.methods import (
     Adversarial,
@@ -23,8 +23,10 @@ from pipeline.config.methods import (
     Amalgamation,
     BlockSimilarity,
     Compact,
+    ComparedBlock,
     Meal,
     PeerCollaborative,
+    SparseRepresentation,
 )
 from pipeline.config.objectives import (
     Balanced,
@@ -56,8 +58,10 @@ __all__ = [
     "Balanced",
     "BlockSimilarity",
     "Compact",
+    "ComparedBlock",
     "Curriculum",
     "DataConfig",
+    "DictionaryConfig",
     "FeatureConfig",
     "GlyphData",
     "HardLabels",
@@ -80,6 +84,7 @@ __all__ = [
     "SGDConfig",
     "ScheduleConfig",
     "SoftLabels",
+    "SparseRepresentation",
     "SpecialistConfig",
     "StructurallyConnectedHead",
     "StudentConfig",

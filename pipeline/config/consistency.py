@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.config.methods import Meal
+from pipeline.config.methods import Meal, SparseRepresentation
 
 if TYPE_CHECKING:
     from pipeline.config.project import Project
@@ -67,8 +67,11 @@ def _hierarchies_are_multi_label(project: Project) -> Iterator[str]:
 
 def _objective_finds_its_teachers(project: Project) -> Iterator[str]:
     objective = project.student.objective
-    if isinstance(objective, Meal):
-        stored = {teacher.name: [f.name for f in teacher.features] for teacher in project.teachers}
+    if isinstance(objective, Meal | SparseRepresentation):
+        stored = {
+            teacher.name: [name for feature in teacher.features for name in feature.array_names]
+            for teacher in project.teachers
+        }
         yield from objective.problems_with(stored)
     own = [teacher.name for teacher in project.teachers if teacher.routing == "own"]
     if objective.hides_labels and own:

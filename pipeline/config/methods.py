@@ -5,7 +5,7 @@ One class a paper, as in objectives.py, which has those of a single loss and the
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -13,19 +13,37 @@ from pydantic import Field, model_validator
 from pipeline.config.base import Fraction, Name, ObjectiveSettings, PositiveInt, Settings
 
 
-class BlockSimilarity(Settings):
-    """One block of the student beside the stored channel-mean maps of its teachers' blocks."""
+class ComparedBlock(Settings):
+    """One block of the student beside what is stored of its teachers' blocks."""
 
     student: str = Field(description="module of the student, e.g. blocks.1")
     feature: str = Field(
         description="what is stored of the teachers, e.g. layer2.channel_mean, of every teacher "
         "that has it; TEACHER/layer2.channel_mean of one"
     )
-    weight: float = Field(0.05, gt=0)
 
     def is_compared_with(self, teacher: str, array: str) -> bool:
         """Tell whether an array of a teacher's stored features is meant."""
         return self.feature in (array, f"{teacher}/{array}")
+
+
+def _unknown_features(
+    setting: str, blocks: Iterable[ComparedBlock], stored: Collection[tuple[str, str]]
+) -> Iterator[str]:
+    """Yield one sentence per block that is compared with nothing of the (teacher, array) pairs."""
+    for block in blocks:
+        if not any(block.is_compared_with(*pair) for pair in stored):
+            yield (
+                f"student.objective.{setting}: feature must be one of "
+                f"{sorted({array for _, array in stored})}, got {block.feature!r}; list it "
+                "under teachers[].features"
+            )
+
+
+class BlockSimilarity(ComparedBlock):
+    """One block of the student beside the stored channel-mean maps of its teachers' blocks."""
+
+    weight: float = Field(0.05, gt=0)
 
 
 class Adversarial(Settings):
@@ -80,14 +98,7 @@ class Meal(ObjectiveSettings):
         stored = [
             (name, array) for name in features if self.teaches(name) for array in features[name]
         ]
-        for block in self.blocks:
-            if not any(block.is_compared_with(name, array) for name, array in stored):
-                problems.append(
-                    "student.objective.blocks: feature must be one of "
-                    f"{sorted({array for _, array in stored})}, got {block.feature!r}; list it "
-                    "under teachers[].features"
-                )
-        return problems
+        return problems + list(_unknown_features("blocks", self.blocks, stored))
 
 
 class AmalgamatedLayer(Settings):
@@ -216,3 +227,56 @@ class PeerCollaborative(ObjectiveSettings):
     ensemble_weight: float = Field(1.0, ge=0, description="0: no peer learns from the ensemble")
     mean_weight: float = Field(1.0, ge=0, description="0: no peer learns from the mean peers")
     label_smoothing: Fraction = 0.0
+
+
+class SparseRepresentation(ObjectiveSettings):
+    """Sparse Representation Matching (Tran et al. 2021): codewords first, then soft labels."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"soft", "features"})
+
+    name: Literal["sparse_representation"]
+    layers: tuple[ComparedBlock, ...] = Field(
+        min_length=1, description="blocks of the student; their features are codewords"
+    )
+    codeword_share: float = Field(
+        0.4, gt=0, lt=1, description="share of the epochs in which codewords are learned"
+    )
+    place_weight: float = Field(1.0, ge=0, description="of the codeword most alike at each place")
+    image_weight: float = Field(1.0, ge=0, description="of the codewords of the whole image")
+    place_scores: Literal["logits", "sigmoids"] = Field(
+        "logits",
+        description="what the softmax over codewords is of; sigmoids: as in the released code",
+    )
+    targets: Literal["own", "shuffled"] = Field(
+        "own", description="shuffled: codewords of another image of the batch; the control"
+    )
+    temperature: float = Field(4.0, gt=0)
+    tail: Literal["uniform", "bucket", "drop"] = "uniform"
+    hard_weight: float = Field(
+        1.0, ge=0, description="(1 - a) / a of the paper's (1 - a) CE + a T^2 KL"
+    )
+
+    @property
+    def label_temperature(self) -> float:
+        """That of the loss."""
+        return self.temperature
+
+    @model_validator(mode="after")
+    def _something_is_learned(self) -> SparseRepresentation:
+        if not self.place_weight and not self.image_weight:
+            raise ValueError("place_weight or image_weight must be above 0, got 0 for both")
+        return self
+
+    def problems_with(self, features: Mapping[str, Collection[str]]) -> list[str]:
+        """Return one sentence per feature that no teacher has codewords of.
+
+        Args:
+            features: Teacher -> names of what is stored of its blocks.
+        """
+        stored = [
+            (teacher, array)
+            for teacher, arrays in features.items()
+            for array in arrays
+            if array.endswith(".codewords")
+        ]
+        return list(_unknown_features("layers", self.layers, stored))

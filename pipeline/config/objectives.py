@@ -13,7 +13,13 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from pipeline.config.base import Fraction, ObjectiveSettings, PositiveInt, Settings
-from pipeline.config.methods import Amalgamation, Compact, Meal, PeerCollaborative
+from pipeline.config.methods import (
+    Amalgamation,
+    Compact,
+    Meal,
+    PeerCollaborative,
+    SparseRepresentation,
+)
 
 
 class HardLabels(ObjectiveSettings):
@@ -153,6 +159,7 @@ ObjectiveConfig = Annotated[
     | Balanced
     | PeerCollaborative
     | Meal
-    | Amalgamation,
+    | Amalgamation
+    | SparseRepresentation,
     Field(discriminator="name"),
 ]

@@ -23,6 +23,7 @@ from pipeline.objectives.multi_label import MultiLabelObjective
 from pipeline.objectives.online_subclass import OnlineSubclassObjective, SubclassTerm
 from pipeline.objectives.peer_collaborative import peer_collaborative_method
 from pipeline.objectives.soft_labels import SoftLabelObjective
+from pipeline.objectives.sparse_representation import sparse_representation
 from pipeline.objectives.summed import SummedObjective
 from storage_schemas.errors import ConfigError
 
@@ -40,6 +41,7 @@ METHODS: dict[str, Callable[[Any, MethodInputs], Method]] = {
     "amalgamation": amalgamation,
     "compact": compact,
     "peer_collaborative": peer_collaborative_method,
+    "sparse_representation": sparse_representation,
 }
 
 

@@ -53,6 +53,7 @@ from pipeline.objectives.base import (
     TargetBatch,
 )
 from pipeline.objectives.method import Method, MethodInputs, Stage
+from pipeline.objectives.student_blocks import block_shapes, random_images
 from pipeline.objectives.targets import (
     Supports,
     batch_mean,
@@ -60,12 +61,7 @@ from pipeline.objectives.targets import (
     required_features,
     required_soft_labels,
 )
-from pipeline.objectives.teacher_survey import (
-    block_shapes,
-    feature_problems,
-    random_images,
-    survey,
-)
+from pipeline.objectives.teacher_survey import feature_problems, survey
 from storage_schemas.errors import ConfigError
 
 

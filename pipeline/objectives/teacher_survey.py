@@ -1,6 +1,6 @@
 """What amalgamation asks of the student and of the stores before it trains.
 
-In: the grids of the student's blocks, whether the stored codes fit them, and one pass over the
+In: whether the stored codes fit the student's blocks (student_blocks.py), and one pass over the
 stores, which tells who knows each row and the moments of the teachers' codes. Left out: what is
 trained (amalgamation.py).
 """
@@ -20,35 +20,11 @@ from pipeline.numerics.moments import StreamingMoments
 from pipeline.numerics.supports import SupportTable
 from pipeline.objectives.base import LabelContext
 from pipeline.objectives.method import MethodInputs
+from pipeline.objectives.student_blocks import Shape
 from pipeline.objectives.targets import required_features, required_soft_labels
-from storage_schemas.errors import ConfigError, TrainingError
+from storage_schemas.errors import TrainingError
 
 SURVEY_ROWS = 512
-Shape = tuple[int, int, int]
-
-
-def random_images(inputs: MethodInputs) -> Tensor:
-    """Return two images of noise as the student takes them, always the same."""
-    size, channels = inputs.input.size, inputs.input.channels
-    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(0))
-
-
-def block_shapes(inputs: MethodInputs, blocks: Sequence[str]) -> dict[str, Shape]:
-    """Return (channels, height, width) of the student's blocks.
-
-    Raises:
-        ConfigError: If one of them is no module of the student or not a grid.
-    """
-    student = inputs.student
-    student.tap(blocks)
-    training = student.training
-    with torch.no_grad():
-        found = student.eval()(random_images(inputs)).blocks
-    student.train(training).tap(())
-    flat = [name for name, value in found.items() if value.ndim != 4]
-    if flat:
-        raise ConfigError("student.objective.layers", [f"blocks must return grids, got {flat}"])
-    return {name: (value.shape[1], value.shape[2], value.shape[3]) for name, value in found.items()}
 
 
 def feature_problems(

@@ -144,6 +144,7 @@ def inspect_features(path: Path, *, progress: Progress | None = None) -> Feature
     arrays = []
     for array in schema.arrays:
         spread, size = spreads[array.name], folder_bytes(store.path / array.name)
+        counts = spread.count > 0 and array.dtype != "uint16"  # a mean of ids means nothing
         arrays.append(
             FeatureArraySummary(
                 name=array.name,
@@ -154,8 +155,8 @@ def inspect_features(path: Path, *, progress: Progress | None = None) -> Feature
                 fitted=tuple(array.fitted),
                 bytes=size,
                 bytes_per_row=size / written if written else 0.0,
-                mean=spread.mean if spread.count else None,
-                deviation=math.sqrt(spread.squares / spread.count) if spread.count else None,
+                mean=spread.mean if counts else None,
+                deviation=math.sqrt(spread.squares / spread.count) if counts else None,
             )
         )
     return FeatureSummary(

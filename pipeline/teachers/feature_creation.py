@@ -38,7 +38,7 @@ from pipeline.teachers.feature_stores import (
     has_features,
     open_feature_store,
 )
-from pipeline.teachers.features import Shapes, feature_shapes, finite_maps, tapped
+from pipeline.teachers.features import Forms, feature_forms, finite_maps, tapped
 from pipeline.teachers.labelling import LabelReport, load_teacher, teacher_reader
 from pipeline.teachers.reductions import REDUCTIONS, Constants, Fit, value_range
 from pipeline.teachers.row_batches import row_batches
@@ -92,10 +92,10 @@ def open_or_create_features(
         found.grow(len(manifest))
         return found
     network = load_teacher(spec, pick_device(project.runtime.device))
-    shapes = feature_shapes(network, spec)
+    forms = feature_forms(network, spec)
     fitted, fit_rows = _fitted(project, spec, manifest, network, report)
     schema = feature_schema(
-        project, spec, manifest, shapes, store.schema.shard_rows, fitted, fit_rows
+        project, spec, manifest, forms, store.schema.shard_rows, fitted, fit_rows
     )
     places = {
         f"{name}/{array}": values
@@ -128,10 +128,10 @@ def repair_features(
             return
     except (StoreError, SchemaMismatchError):
         pass
-    shapes = feature_shapes(load_teacher(spec, torch.device("cpu")), spec)
+    forms = feature_forms(load_teacher(spec, torch.device("cpu")), spec)
     fitted = stored_constants(path, [feature.name for feature in spec.config.features])
     expected = feature_schema(
-        project, spec, manifest, shapes, store.schema.shard_rows, fitted, fit_rows=0
+        project, spec, manifest, forms, store.schema.shard_rows, fitted, fit_rows=0
     )
     repair_metadata(path, expected, manifest.append_ends)
 
@@ -140,7 +140,7 @@ def feature_schema(
     project: Project,
     spec: TeacherSpec,
     manifest: Manifest,
-    shapes: Shapes,
+    forms: Forms,
     label_shard_rows: int,
     fitted: Mapping[str, Constants],
     fit_rows: int,
@@ -151,7 +151,7 @@ def feature_schema(
         project: Its recipe.
         spec: The teacher.
         manifest: All rows.
-        shapes: Of the arrays.
+        forms: Of the arrays.
         label_shard_rows: Of the teacher's label store.
         fitted: Constants by array.
         fit_rows: Rows that they were fitted on.
@@ -159,18 +159,19 @@ def feature_schema(
     arrays = tuple(
         FeatureArray(
             block=config.block,
-            reduce=config.reduce,
+            reduce=name.rpartition(".")[2],
             settings=config.settings,
-            channels=shapes[config.name][0],
-            height=shapes[config.name][1],
-            width=shapes[config.name][2],
-            dtype=config.dtype,
+            channels=forms[name].shape[0],
+            height=forms[name].shape[1],
+            width=forms[name].shape[2],
+            dtype=forms[name].dtype,
             fitted={
-                name: FittedArray(shape=values.shape, digest=fitted_digest(values))
-                for name, values in fitted.get(config.name, {}).items()
+                constant: FittedArray(shape=values.shape, digest=fitted_digest(values))
+                for constant, values in fitted.get(name, {}).items()
             },
         )
         for config in spec.config.features
+        for name in config.array_names
     )
     row_bytes = sum(array.stored.row_bytes for array in arrays)
     shard_rows, chunk_rows = feature_layout(row_bytes, label_shard_rows)

@@ -1,12 +1,13 @@
 """Block features of a teacher: what its taps saw in the passes that make its labels.
 
-In: the shapes of what is stored, told by the network, and `FeatureRecorder`, which gathers whole
+In: the forms of what is stored, told by the network, and `FeatureRecorder`, which gathers whole
 shards. Left out: the reductions (reductions.py), the store and what it is fitted with
 (feature_creation.py), and what is missing (feature_stores.py).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
@@ -21,11 +22,11 @@ from pipeline.models.builders import build_classifier
 from pipeline.models.taps import BlockTaps, unknown_blocks
 from pipeline.store import BlockFeatureStore
 from pipeline.store.shards import Array
-from pipeline.teachers.reductions import REDUCTIONS, block_maps
+from pipeline.teachers.reductions import REDUCTIONS, ArrayForm, block_maps
 from pipeline.teachers.spec import TeacherSpec
 from storage_schemas.errors import ConfigError, TeacherOutputError
 
-Shapes = dict[str, tuple[int, int, int]]
+Forms = dict[str, ArrayForm]
 
 
 @contextmanager
@@ -44,8 +45,8 @@ def tapped(network: nn.Module, configs: Sequence[FeatureConfig]) -> Iterator[dic
         }
 
 
-def feature_shapes(network: nn.Module, spec: TeacherSpec) -> Shapes:
-    """Return the shape of what is stored of each feature, by the name of its array.
+def feature_forms(network: nn.Module, spec: TeacherSpec) -> Forms:
+    """Return shape and type of what is stored of all features, by the names of the arrays.
 
     Two blank images are run, in the mode that the network is in.
 
@@ -57,7 +58,7 @@ def feature_shapes(network: nn.Module, spec: TeacherSpec) -> Shapes:
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     images = torch.zeros((2, size.channels, size.size, size.size), device=device)
     problems = unknown_blocks(network, [config.block for config in spec.config.features])
-    found: Shapes = {}
+    found: Forms = {}
     for config in () if problems else spec.config.features:
         try:
             with tapped(network, [config]) as taps, torch.inference_mode():
@@ -67,7 +68,9 @@ def feature_shapes(network: nn.Module, spec: TeacherSpec) -> Shapes:
         except ConfigError as error:
             problems += error.problems
         else:
-            found[config.name] = (config.components or maps.shape[1], *maps.shape[2:])
+            shape = (maps.shape[1], maps.shape[2], maps.shape[3])
+            arrays = REDUCTIONS[config.reduce].arrays(config, shape)
+            found |= zip(config.array_names, arrays, strict=True)
     if problems:
         raise ConfigError(f"teachers.{spec.name}.features", problems)
     return found
@@ -77,15 +80,14 @@ def planned_row_bytes(spec: TeacherSpec) -> int:
     """Return the bytes of one row in one view, of a teacher that may have no weights yet.
 
     Raises:
-        ConfigError: As `feature_shapes`.
+        ConfigError: As `feature_forms`.
     """
     with torch.random.fork_rng(devices=[]):
         network = build_classifier(
             spec.config.builder, len(spec.label_map), spec.config.builder_args
         )
-    shapes = feature_shapes(network.eval(), spec)
-    sizes = {config.name: np.dtype(config.dtype).itemsize for config in spec.config.features}
-    return sum(int(np.prod(shape)) * sizes[name] for name, shape in shapes.items())
+    forms = feature_forms(network.eval(), spec).values()
+    return sum(math.prod(form.shape) * np.dtype(form.dtype).itemsize for form in forms)
 
 
 def finite_maps(
@@ -162,7 +164,11 @@ class FeatureRecorder:
             for taps in self._taps.values():
                 taps.take()
             return
-        codes = [self._codes(config, rows, view) for config in self._spec.config.features]
+        codes = [
+            codes
+            for config in self._spec.config.features
+            for codes in self._codes(config, rows, view)
+        ]
         for shard in wanted:
             if (view, shard) not in self._shards:
                 self._shards[view, shard] = self._store.empty_shard()
@@ -171,12 +177,15 @@ class FeatureRecorder:
             for values, found in zip(self._shards[view, shard], codes, strict=True):
                 values[places] = found[inside]
 
-    def _codes(self, config: FeatureConfig, rows: npt.NDArray[np.int64], view: int) -> Array:
+    def _codes(self, config: FeatureConfig, rows: npt.NDArray[np.int64], view: int) -> list[Array]:
         maps = finite_maps(self._taps[config.name], self._spec, config, rows, view)
         constants = self._constants[config.name]
-        values = REDUCTIONS[config.reduce].apply(maps, constants).cpu().numpy()
+        arrays = REDUCTIONS[config.reduce].apply(maps, constants)
         try:
-            return self._store.encode(config.name, values)
+            return [
+                self._store.encode(name, values.cpu().numpy())
+                for name, values in zip(config.array_names, arrays, strict=True)
+            ]
         except ValueError as error:
             raise TeacherOutputError(
                 f"teacher {self._spec.name!r}, rows {int(rows[0])} to {int(rows[-1])}, view "

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +21,24 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import FeatureConfig
+from pipeline.numerics.codewords import (
+    Dictionary,
+    dense_code,
+    fit_dictionary,
+    similarity_logits,
+    sparse_code,
+)
 from pipeline.numerics.moments import StreamingMoments
-from storage_schemas.block_feature_schema import LARGEST_CODE
+from pipeline.numerics.uniform_sample import UniformSample
+from storage_schemas.block_feature_schema import LARGEST_CODE, LARGEST_NUMBER
 from storage_schemas.errors import ConfigError
 
 Constants = Mapping[str, npt.NDArray[np.float64]]
+Shape = tuple[int, int, int]
 
 RANGE_DEVIATIONS = 6.0
 LEAST_DEVIATION = 1 / 16  # of the widest channel's
+CODEWORD_SAMPLE_BYTES = 64 * 2**20
 
 
 class Fitted(NamedTuple):
@@ -36,13 +46,25 @@ class Fitted(NamedTuple):
 
     Attributes:
         constants: Of the reduction, by name.
-        mean: (c,) float64, of each stored channel.
-        deviation: (c,) float64 standard deviation of each stored channel.
+        mean: (c,) float64, of each stored channel; empty where none may be stored as uint8.
+        deviation: (c,) float64 standard deviation of each stored channel; empty likewise.
     """
 
     constants: dict[str, npt.NDArray[np.float64]]
-    mean: npt.NDArray[np.float64]
-    deviation: npt.NDArray[np.float64]
+    mean: npt.NDArray[np.float64] = np.zeros(0)
+    deviation: npt.NDArray[np.float64] = np.zeros(0)
+
+
+class ArrayForm(NamedTuple):
+    """What one stored array of a reduction is like.
+
+    Attributes:
+        shape: (channels, height, width) of one row in one view.
+        dtype: As stored.
+    """
+
+    shape: Shape
+    dtype: Literal["float16", "uint8", "uint16"]
 
 
 class Fit(Protocol):
@@ -67,6 +89,53 @@ class _NothingFitted:
     def result(self) -> Fitted:
         deviation = self._moments.covariance.sqrt()
         return Fitted({}, self._moments.mean.numpy(), deviation.numpy())
+
+
+class _Codewords:
+    """A dictionary of codewords, fitted on a sample of the places (pipeline.numerics.codewords).
+
+    The sample is what one pass can leave to the many that Adam takes: places drawn evenly from all
+    of them, as many as fit `CODEWORD_SAMPLE_BYTES`.
+    """
+
+    def __init__(self, config: FeatureConfig, channels: int) -> None:
+        assert config.dictionary is not None
+        self._dictionary = config.dictionary
+        count = self._dictionary.codewords(channels)
+        if count > LARGEST_NUMBER + 1:
+            raise ConfigError(
+                config.name,
+                [
+                    f"dictionary.multiple must give at most {LARGEST_NUMBER + 1} codewords, got "
+                    f"{count} for {channels} channels"
+                ],
+            )
+        self._count, self._kept = count, self._dictionary.kept(channels)
+        self._sample = UniformSample(
+            max(count, CODEWORD_SAMPLE_BYTES // (4 * channels)), channels, self._dictionary.seed
+        )
+
+    def update(self, maps: Tensor) -> None:
+        self._sample.update(_vectors(maps))
+
+    def result(self) -> Fitted:
+        vectors = self._sample.vectors
+        scale = vectors.square().mean().sqrt()
+        scale = scale.where(scale > 0, 1.0)
+        found = fit_dictionary(
+            vectors / scale,
+            self._count,
+            self._kept,
+            steps=self._dictionary.steps,
+            seed=self._dictionary.seed,
+        )
+        constants = {
+            "codewords": found.codewords,
+            "bias": found.bias.reshape(1),
+            "scale": scale.reshape(1),
+            "kept": torch.tensor([self._kept]),
+        }
+        return Fitted({name: value.double().numpy() for name, value in constants.items()})
 
 
 class _PrincipalComponents:
@@ -113,17 +182,36 @@ def _pooled(output: Tensor, grid: int) -> Tensor:
     return functional.adaptive_avg_pool2d(output, (min(grid, height), min(grid, width)))
 
 
-def _as_it_is(maps: Tensor, constants: Constants) -> Tensor:
-    return maps
+def _as_it_is(maps: Tensor, constants: Constants) -> tuple[Tensor]:
+    return (maps,)
 
 
-def _codes(maps: Tensor, constants: Constants) -> Tensor:
+def _codes(maps: Tensor, constants: Constants) -> tuple[Tensor]:
     basis, mean = (_like(constants[name], maps) for name in ("basis", "mean"))
-    return torch.einsum("bchw,kc->bkhw", maps - mean[None, :, None, None], basis)
+    return (torch.einsum("bchw,kc->bkhw", maps - mean[None, :, None, None], basis),)
+
+
+def _codeword_labels(maps: Tensor, constants: Constants) -> tuple[Tensor, Tensor]:
+    """Return (B, 1, h, w) ids of the codewords most alike, and (B, M, 1, 1) means of all codes."""
+    codewords, bias, scale = (_like(constants[n], maps) for n in ("codewords", "bias", "scale"))
+    logits = similarity_logits(maps.movedim(1, -1) / scale, Dictionary(codewords, bias))
+    code = sparse_code(logits, int(constants["kept"][0]))
+    means = dense_code(code, len(codewords)).mean(dim=(1, 2))
+    return code.ids[..., 0].unsqueeze(1), means[:, :, None, None]
 
 
 def _like(values: npt.NDArray[np.float64], maps: Tensor) -> Tensor:
     return torch.from_numpy(values).to(maps.device, maps.dtype)
+
+
+def _one_array(config: FeatureConfig, maps: Shape) -> tuple[ArrayForm]:
+    return (ArrayForm((config.components or maps[0], *maps[1:]), config.dtype),)
+
+
+def _ids_and_means(config: FeatureConfig, maps: Shape) -> tuple[ArrayForm, ArrayForm]:
+    assert config.dictionary is not None
+    codewords = config.dictionary.codewords(maps[0])
+    return ArrayForm((1, *maps[1:]), "uint16"), ArrayForm((codewords, 1, 1), config.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +220,15 @@ class Reduction:
 
     Attributes:
         maps: ((B, C, H, W) float32, grid) -> (B, c, h, w), at most grid x grid places.
-        apply: (maps, constants) -> what is stored.
+        arrays: (settings, (c, h, w) of the maps) -> the arrays in which it is stored, in the order
+            of `FeatureConfig.array_names`.
+        apply: (maps, constants) -> what is stored in each of them.
         fit: Makes the fit of the settings and the channels of the maps.
     """
 
     maps: Callable[[Tensor, int], Tensor]
-    apply: Callable[[Tensor, Constants], Tensor] = _as_it_is
+    arrays: Callable[[FeatureConfig, Shape], tuple[ArrayForm, ...]] = _one_array
+    apply: Callable[[Tensor, Constants], tuple[Tensor, ...]] = _as_it_is
     fit: Callable[[FeatureConfig, int], Fit] = _NothingFitted
 
 
@@ -145,6 +236,9 @@ REDUCTIONS: dict[str, Reduction] = {
     "channel_mean": Reduction(maps=_channel_mean),
     "pool": Reduction(maps=_pooled),
     "pca": Reduction(maps=_pooled, apply=_codes, fit=_PrincipalComponents),
+    "codewords": Reduction(
+        maps=_pooled, arrays=_ids_and_means, apply=_codeword_labels, fit=_Codewords
+    ),
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import Project, load_project
+from pipeline.config import FeatureConfig, Project, load_project
 from pipeline.data import update_manifest
 from pipeline.store.published import open_published
 from pipeline.teachers.publishing import label_here
@@ -24,6 +24,14 @@ CONFIGS = sorted((Path(__file__).parents[2] / "flows" / "configs").rglob("*.yaml
 GLYPHS = [path for path in CONFIGS if "source: glyphs" in path.read_text(encoding="utf-8")]
 
 
+def quickly_fitted(feature: FeatureConfig) -> FeatureConfig:
+    """The feature with few steps of the fit of its dictionary, where it has one."""
+    if feature.dictionary is None:
+        return feature
+    few = feature.dictionary.model_copy(update={"steps": 20})
+    return feature.model_copy(update={"dictionary": few})
+
+
 def shortened(path: Path, folder: Path) -> Project:
     """The project with its two smallest verticals, few views and one epoch of each training."""
     student = load_project(path).student
@@ -35,12 +43,14 @@ def shortened(path: Path, folder: Path) -> Project:
             f"views.count={student.views_per_image}",
             "specialists.epochs=1",
             # An epoch of each stage.
-            f"student.epochs={2 if path.stem == 'compact' else 1}",
+            f"student.epochs={2 if path.stem in ('compact', 'sparse_representation') else 1}",
             *(["student.curriculum.phases=1"] if student.curriculum else []),
         ],
     )
     teachers = tuple(
-        t for t in project.teachers if t.name in ("armenian", "georgian") or t.classes == "all"
+        t.model_copy(update={"features": tuple(quickly_fitted(f) for f in t.features)})
+        for t in project.teachers
+        if t.name in ("armenian", "georgian") or t.classes == "all"
     )
     return project.model_copy(update={"teachers": teachers})
 

@@ -75,6 +75,23 @@ def test_uint8_is_half_a_step_off_within_its_range(values, smallest, step):
     assert (np.abs(found.values - nearest) <= size / 2 + rounding).all()
 
 
+def test_uint16_keeps_whole_numbers():
+    """Every number that is not fill comes back as it was."""
+    array = FeatureArray.model_validate(POOL | {"dtype": "uint16"})
+    numbers = np.arange(65_535).repeat(2)[: 10_900 * 12].reshape(-1, *SHAPE)
+    found = decode(array, encode(array, numbers))
+    assert found.present.all()
+    assert (found.values == numbers).all()
+
+
+@pytest.mark.parametrize("value", [-1, 0.5, 65_535, np.nan])
+def test_what_uint16_would_change_is_refused(value):
+    """No id becomes another one, and none becomes the fill that means absent."""
+    array = FeatureArray.model_validate(POOL | {"dtype": "uint16"})
+    with pytest.raises(ValueError, match="must be"):
+        encode(array, np.full((1, *SHAPE), value, np.float64))
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
 def test_what_float16_cannot_hold_is_refused(value):
     """No value becomes an infinity, and none becomes the fill that means absent."""
@@ -124,6 +141,7 @@ def test_attributes_round_trip_and_list_every_problem():
     [
         ({"arrays": [POOL, POOL]}, "layer2_0.pool"),
         ({"arrays": [POOL | {"dtype": "uint8"}]}, "range"),
+        ({"arrays": [POOL | {"dtype": "uint16", "fitted": RANGE}]}, "range"),
         ({"arrays": [POOL | {"block": "../up"}]}, "block"),
         ({"arrays": []}, "arrays"),
     ],

@@ -25,6 +25,8 @@ FEATURES = {
     "blocks_1.channel_mean": (1, 8, 8),
     "blocks_1.pca": (6, 8, 8),
     "blocks_2.pca": (9, 4, 4),
+    "blocks_1.codewords": (1, 8, 8),
+    "blocks_1.codeword_means": (7, 1, 1),
 }
 ROWS, VIEWS, K = 24, 3, 2
 LABELS = np.arange(ROWS, dtype=np.int64) % len(SPACE)
@@ -55,6 +57,11 @@ class Answers(SignalSource):
             for seed, teacher in enumerate(SUPPORTS, start=3)
             for name, shape in FEATURES.items()
         }
+        for name, values in self._features.items():
+            if name.endswith(".codewords"):
+                values.copy_(values.sigmoid().mul(7).floor())
+            if name.endswith(".codeword_means"):
+                values.sigmoid_()
 
     def fetch(self, rows: np.ndarray, views: np.ndarray) -> TargetBatch:
         """The targets of some rows and views."""

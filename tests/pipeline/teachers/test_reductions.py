@@ -60,7 +60,7 @@ def test_principal_components_are_numpys():
     basis *= np.sign(basis[np.arange(3), np.abs(basis).argmax(axis=1)])[:, None]
     np.testing.assert_allclose(found.constants["basis"], basis, atol=1e-9)
     np.testing.assert_allclose(found.deviation**2, values[::-1][:3], rtol=1e-9)
-    codes = REDUCTIONS["pca"].apply(maps, found.constants)
+    (codes,) = REDUCTIONS["pca"].apply(maps, found.constants)
     expected = (vectors - vectors.mean(axis=0)) @ basis.T
     np.testing.assert_allclose(
         codes.numpy().transpose(0, 2, 3, 1).reshape(-1, 3), expected, atol=1e-4
@@ -76,9 +76,20 @@ def test_averaging_and_projecting_commute():
     fit = REDUCTIONS["pca"].fit(config, 6)
     fit.update(whole)
     constants = fit.result().constants
-    codes = REDUCTIONS["pca"].apply(whole, constants).mean(dim=(2, 3))
-    averaged = REDUCTIONS["pca"].apply(whole.mean(dim=(2, 3), keepdim=True), constants)
+    codes = REDUCTIONS["pca"].apply(whole, constants)[0].mean(dim=(2, 3))
+    (averaged,) = REDUCTIONS["pca"].apply(whole.mean(dim=(2, 3), keepdim=True), constants)
     np.testing.assert_allclose(averaged[:, :, 0, 0], codes, atol=1e-4)
+
+
+def test_codewords_of_a_block_that_never_answered_are_finite():
+    """Zeros in the fit give a dictionary, with which another answer can be named."""
+    config = config_of("codewords", dictionary={"steps": 1})
+    fit = REDUCTIONS["codewords"].fit(config, 6)
+    fit.update(torch.zeros(5, 6, 2, 2))
+    ids, means = REDUCTIONS["codewords"].apply(outputs().float(), fit.result().constants)
+    assert ids.shape == (40, 1, 4, 4)
+    assert means.shape == (40, 12, 1, 1)
+    assert means.isfinite().all()
 
 
 def test_the_range_holds_what_was_seen():
@@ -98,6 +109,9 @@ def test_the_range_holds_what_was_seen():
     [
         ({"reduce": "pca"}, "components"),
         ({"reduce": "pool", "components": 3}, "components"),
+        ({"reduce": "codewords"}, "dictionary must be given"),
+        ({"reduce": "pca", "components": 3, "dictionary": {}}, "dictionary must be left out"),
+        ({"reduce": "codewords", "dictionary": {}, "dtype": "uint8"}, "dtype"),
         ({"block": "a..b"}, "block"),
         ({"grid": 0}, "grid"),
         ({"dtype": "float64"}, "dtype"),
