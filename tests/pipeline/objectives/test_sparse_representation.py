@@ -22,7 +22,6 @@ from pipeline.objectives.base import (
     LabelContext,
     StudentOutput,
     TargetBatch,
-    total_loss,
 )
 from pipeline.objectives.stored_signals import SignalSource
 from pipeline.training.fit_stages import fit_stages
