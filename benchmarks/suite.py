@@ -26,6 +26,7 @@ from rich.table import Table
 # Script: the results that it writes.
 SUITE: dict[str, tuple[str, ...]] = {
     "image_decode": ("image_decode",),
+    "startup": ("startup",),
 }
 ALLOWED_SHORTFALL = 0.15
 
