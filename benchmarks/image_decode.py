@@ -1,4 +1,4 @@
-"""Views a second of one core: the reader of the pipeline against torchvision's decode and transforms.
+"""Views a second of one core: the pipeline's reader against torchvision's decode and transforms.
 
 Both read the same JPEG files of a folder, cut RandomResizedCrop boxes, resize them to 224 pixels,
 mirror half of them and normalise; both return one batch. torchvision runs its default loader and

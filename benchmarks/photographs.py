@@ -1,7 +1,8 @@
-"""JPEG photographs made here: colours and texture whose spectrum falls as that of real ones.
+"""JPEG photographs made here, and a project of them.
 
-Files of 500 x 375 pixels at quality 90 have about 100 kB, as those of ImageNet do. Shapes without
-texture would decode in half the time.
+Their colours and texture have a spectrum that falls as that of real ones. Files of 500 x 375 pixels
+at quality 90 have about 100 kB, as those of ImageNet do. Shapes without texture would decode in
+half the time.
 """
 
 from __future__ import annotations
@@ -9,7 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
+import yaml
 from PIL import Image
+from safetensors.torch import save_file
+
+from pipeline.config import Project, load_project
+from pipeline.models.builders import build_classifier
 
 SIZE = (500, 375)
 
@@ -38,3 +45,63 @@ def write_photographs(root: Path, classes: list[str], images: int, distinct: int
         path = root / classes[number % len(classes)] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         pictures[number % len(pictures)].save(path, quality=90)
+
+
+def photo_project(
+    folder: Path,
+    *,
+    images: int,
+    teacher: str = "resnet18",
+    teachers: int = 1,
+    views: int = 1,
+    size: int = 224,
+    batch_size: int = 16,
+) -> Project:
+    """Return a project of photographs in 200 classes, which its teachers share out evenly.
+
+    The teachers are torchvision networks with random weights; the student is a ResNet-18.
+
+    Args:
+        folder: Where everything goes.
+        images: At least 200, so that each class has one.
+        teacher: Name of the teachers' network.
+        teachers: How many there are.
+        views: Of each image.
+        size: Side of what all networks see.
+        batch_size: Of the student.
+    """
+    classes = [f"class{number:03d}" for number in range(200)]
+    write_photographs(folder / "images", classes, images)
+    share = len(classes) // teachers
+    torch.manual_seed(0)
+    network = build_classifier(f"torchvision:{teacher}", share, {})
+    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+    save_file(weights, folder / "teacher.safetensors")
+    (folder / "project.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "workspace": "work",
+                "data": {"source": "image_folder", "root": "images", "test_fraction": 0.0},
+                "views": {"count": views, "crop": {"scale": [0.08, 1.0]}, "flip": 0.5},
+                "teachers": [
+                    {
+                        "name": f"photos{number}",
+                        "builder": f"torchvision:{teacher}",
+                        "weights": "teacher.safetensors",
+                        "classes": classes[number * share : (number + 1) * share],
+                        "input": {"size": size},
+                        "batch_size": 32,
+                    }
+                    for number in range(teachers)
+                ],
+                "labels": {"k": 16},
+                "student": {
+                    "builder": "torchvision:resnet18",
+                    "input": {"size": size},
+                    "objective": {"name": "knowledge_concentration", "form": "softmax"},
+                    "batch_size": batch_size,
+                },
+            }
+        )
+    )
+    return load_project(folder / "project.yaml")

@@ -27,6 +27,10 @@ from rich.table import Table
 SUITE: dict[str, tuple[str, ...]] = {
     "image_decode": ("image_decode",),
     "startup": ("startup",),
+    "step_overhead": ("step_overhead",),
+    "epoch_speed": ("epoch_speed",),
+    "label_overhead": ("label_overhead",),
+    "write_share": ("write_share",),
 }
 ALLOWED_SHORTFALL = 0.15
 
