@@ -105,7 +105,8 @@ def main() -> None:
         made = labelled(
             photo_project(
                 Path(folder),
-                images=200,
+                images=64,
+                num_classes=64,
                 teacher="resnet50",
                 teachers=arguments.teachers,
                 size=size,

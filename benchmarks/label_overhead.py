@@ -128,9 +128,9 @@ def main() -> None:
         getattr(FirstTeacher(load_project(Path(config))), part)()
         print(json.dumps({"peak_mb": peak_mb()}))
         return
-    rounds = 3 if arguments.quick else 5
+    rounds, images = (3, 64) if arguments.quick else (5, 384)
     with tempfile.TemporaryDirectory() as folder:
-        project = photo_project(Path(folder), images=200, views=1 if arguments.quick else 2)
+        project = photo_project(Path(folder), images=images, num_classes=64)
         photos = measured(FirstTeacher(project), rounds)
         config = Path(folder) / "project.yaml"
         photos["peak_mb"] = {part: peak_of(part, config) for part in ("label", "bare")}

@@ -51,26 +51,28 @@ def photo_project(
     folder: Path,
     *,
     images: int,
+    num_classes: int = 200,
     teacher: str = "resnet18",
     teachers: int = 1,
     views: int = 1,
     size: int = 224,
     batch_size: int = 16,
 ) -> Project:
-    """Return a project of photographs in 200 classes, which its teachers share out evenly.
+    """Return a project of photographs whose classes are shared out evenly among its teachers.
 
     The teachers are torchvision networks with random weights; the student is a ResNet-18.
 
     Args:
         folder: Where everything goes.
-        images: At least 200, so that each class has one.
+        images: At least one for each class.
+        num_classes: Of all teachers together.
         teacher: Name of the teachers' network.
         teachers: How many there are.
         views: Of each image.
         size: Side of what all networks see.
         batch_size: Of the student.
     """
-    classes = [f"class{number:03d}" for number in range(200)]
+    classes = [f"class{number:03d}" for number in range(num_classes)]
     write_photographs(folder / "images", classes, images)
     share = len(classes) // teachers
     torch.manual_seed(0)

@@ -2,7 +2,7 @@
 
 Same student, rows, views and loader in one process, the steps taken in turn; only the targets and
 the loss differ. Two students: the demo's, at 32 pixels with 1,226 classes in batches of 256, and a
-ResNet-18 at 224 pixels on JPEG photographs, decoded in the loop, with 200 classes.
+ResNet-18 at 224 pixels on JPEG photographs, decoded in the loop, with 64 classes.
 
     python benchmarks/step_overhead.py
 """
@@ -56,7 +56,9 @@ def main() -> None:
     figures = []
     with tempfile.TemporaryDirectory() as folder:
         glyphs = [f"workspace={folder}/glyphs", "specialists.epochs=1"]
-        photos = photo_project(Path(folder), images=200, batch_size=8 if arguments.quick else 32)
+        photos = photo_project(
+            Path(folder), images=64, num_classes=64, batch_size=8 if arguments.quick else 32
+        )
         projects = {32: labelled_project(DEMO, glyphs), 224: labelled(photos)}
         rounds = {32: 40, 224: 4} if arguments.quick else {32: 300, 224: 15}
         for size, made in projects.items():

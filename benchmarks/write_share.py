@@ -2,7 +2,7 @@
 
 The teacher is a ResNet-18 on JPEG photographs at 224 pixels. The time inside `write_shard`, in the
 threads that write beside the teacher, is added up and divided by the time of the whole labelling.
-The shards are small (200 labels), so what a commit costs whatever it holds weighs more than it
+The shards are small (256 labels), so what a commit costs whatever it holds weighs more than it
 would in a real store. The demo's teacher of 32 pixels is measured too, without a target.
 
     python benchmarks/write_share.py
@@ -65,9 +65,10 @@ def measured(teacher: FirstTeacher, rounds: int) -> dict[str, Any]:
 def main() -> None:
     parser = benchmark_parser(__doc__)
     arguments = parser.parse_args()
-    rounds = 2 if arguments.quick else 5
+    rounds, images = (2, 64) if arguments.quick else (5, 256)
     with tempfile.TemporaryDirectory() as folder:
-        photos = measured(FirstTeacher(photo_project(Path(folder), images=200)), rounds)
+        project = photo_project(Path(folder), images=images, num_classes=64)
+        photos = measured(FirstTeacher(project), rounds)
     with tempfile.TemporaryDirectory() as folder:
         demo = load_project(DEMO, [f"workspace={folder}", "specialists.epochs=1"])
         glyphs = measured(FirstTeacher(demo), rounds)
