@@ -79,7 +79,7 @@ def main() -> None:
         figures=[
             Figure(
                 what="write: compress and commit, of labelling with a ResNet-18 at 224 pixels",
-                value=100 * photos["share"],
+                value=round(100 * photos["share"], 3),
                 must_be="at most",
                 target=2.0,
                 unit="%",
