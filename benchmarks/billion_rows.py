@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from measure import peak_mb, record
 
 from pipeline.data.epoch_order import BatchOrder
 from pipeline.data.manifest_files import load_manifest, save
@@ -91,7 +92,7 @@ class Steps:
     """Seconds and peak memory of each step of this process."""
 
     def __init__(self) -> None:
-        self.found: dict[str, dict[str, float]] = {"start": {"peak_mb": _peak_mb()}}
+        self.found: dict[str, dict[str, float]] = {"start": {"peak_mb": peak_mb()}}
 
     def run(self, name: str, step: Callable[[], Any]) -> Any:
         """Run a step and return what it returns."""
@@ -99,16 +100,9 @@ class Steps:
         started = time.perf_counter()
         value = step()
         seconds = round(time.perf_counter() - started, 3)
-        self.found[name] = {"seconds": seconds, "peak_mb": _peak_mb()}
+        self.found[name] = {"seconds": seconds, "peak_mb": peak_mb()}
         print(f"  {name}: {self.found[name]}", file=sys.stderr)
         return value
-
-
-def _peak_mb() -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
-            return round(int(line.split()[1]) / 1024, 1)
-    raise RuntimeError("the kernel does not say VmHWM")
 
 
 def first_places(schema: SoftLabelSchema, shards: int) -> list[tuple[int, int]]:
@@ -259,7 +253,6 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         figures = measured(Path(folder), given.rows, given.views, given.shards, given.batches)
-    from measure import record  # imports torch, which the parts do not need
 
     record("billion_rows", figures)
 

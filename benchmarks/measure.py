@@ -20,8 +20,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -71,6 +69,8 @@ def benchmark_parser(description: str | None) -> argparse.ArgumentParser:
 
 def machine() -> dict[str, Any]:
     """Return what a figure depends on."""
+    import torch  # not at the top: some parts must not hold it in memory
+
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "processor": platform.processor() or platform.machine(),
@@ -109,6 +109,20 @@ def interleaved(
                 seconds[name].append(time.perf_counter() - started)
             print(f"  round {turn}: {name}", file=sys.stderr)
     return seconds
+
+
+def peak_mb() -> float:
+    """Return the most resident memory of this process so far, in MB.
+
+    The kernel's high-water mark, since `ru_maxrss` carries over exec on Linux.
+
+    Raises:
+        RuntimeError: If the kernel does not keep it.
+    """
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM"):
+            return round(int(line.split()[1]) / 1024, 1)
+    raise RuntimeError("the kernel does not say VmHWM")
 
 
 def median_ratio(seconds: Mapping[str, list[float]], first: str, second: str) -> dict[str, float]:

@@ -34,7 +34,11 @@ class Labelled:
 
 def labelled_project(config: Path, overrides: Sequence[str]) -> Labelled:
     """Train the specialists and label what is missing."""
-    project = load_project(config, overrides)
+    return labelled(load_project(config, overrides))
+
+
+def labelled(project: Project) -> Labelled:
+    """Train the specialists and label what is missing."""
     update = update_manifest(project)
     manifest, space = update.manifest, update.label_space
     for spec in resolve_teachers(project, space, manifest):
@@ -44,13 +48,13 @@ def labelled_project(config: Path, overrides: Sequence[str]) -> Labelled:
     return Labelled(project=project, manifest=manifest, space=space)
 
 
-def trained(labelled: Labelled) -> dict[str, Any]:
+def trained(made: Labelled) -> dict[str, Any]:
     """Train the student, and its control where the project has one, unless they are there.
 
     Returns:
         Their evaluation: `runs`, student first, and `specialists`.
     """
-    project, manifest, space = labelled.project, labelled.manifest, labelled.space
+    project, manifest, space = made.project, made.manifest, made.space
     published = open_published(project, space, manifest, TRAIN)
     runs = student_runs(project, space, manifest, published)
     for run in runs:

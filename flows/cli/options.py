@@ -11,16 +11,18 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flows.environment import prepare_environment
-from pipeline.config import Project, load_project
 from pipeline.durable_files import FORBIDDEN, FULL
 from pipeline.locations import bucket_errors
 from storage_schemas.errors import ConcentrateError
 from storage_schemas.printable import printable
+
+if TYPE_CHECKING:
+    from pipeline.config import Project
 
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="The project file.")]
 Sets = Annotated[
@@ -80,6 +82,8 @@ def _visible_json(value: Any) -> str:
 
 def prepare(config: Path, sets: list[str] | None) -> tuple[Project, str, list[str]]:
     """Check the project file before Prefect is started, and set Prefect's environment."""
+    from pipeline.config import load_project
+
     overrides = list(sets or [])
     project = load_project(config, overrides)
     prepare_environment(project.workspace)

@@ -12,7 +12,6 @@ import typer
 
 from flows.cli.options import AsJson, Config, Force, Sets, Teacher, prepare, show, user_errors
 from flows.selection import Stage, select_stages
-from pipeline.config import load_project
 from storage_schemas.printable import printable
 
 Depth = Annotated[
@@ -87,11 +86,12 @@ def plan(config: Config, sets: Sets = None, as_json: AsJson = False) -> None:
     The exit code is 1 where the disk may not have room for it.
     """
     with user_errors():
-        project = load_project(config, list(sets or []))
         from flows import tables
         from flows.progress import bar
+        from pipeline.config import load_project
         from pipeline.plan import make_plan
 
+        project = load_project(config, list(sets or []))
         with bar("images listed") as line:
             found, _ = make_plan(project, progress=lambda done, total: line.set(done, total))
         show(found.to_dict(), as_json, tables.show_plan)

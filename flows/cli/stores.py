@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from flows.cli.options import AsJson, Config, Sets, Teacher, show, user_errors
-from pipeline.config import load_project
 from pipeline.locations import location
 from storage_schemas.errors import ConfigError
 
@@ -37,9 +36,9 @@ def inspect(
 ) -> None:
     """Show what a store of labels or features holds and how healthy it is."""
     with user_errors():
-        project = load_project(config, []) if config is not None else None
         from flows import feature_tables, store_tables
         from flows.progress import bar
+        from pipeline.config import load_project
         from pipeline.store import (
             SAMPLED_LABELS,
             holds_features,
@@ -47,6 +46,7 @@ def inspect(
             inspect_store,
         )
 
+        project = load_project(config, []) if config is not None else None
         if holds_features(location(store)):
             if html is not None:
                 raise ConfigError("--html", ["pages show labels, and this is a store of features"])
@@ -116,13 +116,14 @@ def gc(
 ) -> None:
     """List the label stores that nothing refers to, and remove them with --yes."""
     with user_errors():
-        project = load_project(config, list(sets or []))
         from flows import tables
         from flows.progress import bar
+        from pipeline.config import load_project
         from pipeline.store.garbage import find_garbage, remove_garbage
         from pipeline.teachers.stores import current_stores
         from pipeline.workspace import Workspace
 
+        project = load_project(config, list(sets or []))
         workspace = Workspace(project.workspace)
         with bar("stores looked at") as line:
             found = find_garbage(

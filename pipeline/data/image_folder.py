@@ -10,8 +10,10 @@ not load, so that the manifest builder puts it into quarantine with its path.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +116,10 @@ class ImageFolderSource(Source):
             return self.test_root, key.removeprefix(TEST_PREFIX)
         return self.root, key
 
+    @functools.cached_property
+    def _resolved_roots(self) -> dict[Path, Path]:
+        return {base: base.resolve() for base in (self.root, self.test_root) if base is not None}
+
     def _path(self, key: str) -> Path:
         base, relative = self._base(key)
         return base / relative
@@ -129,16 +135,17 @@ class ImageFolderSource(Source):
                 "in vertical/class/"
             )
         try:
-            if not path.resolve(strict=True).is_relative_to(base.resolve()):
+            if not path.resolve(strict=True).is_relative_to(self._resolved_roots[base]):
                 raise UnreadableImageError(f"{path}: a link that leaves {base}; copy the file")
-            if path.is_dir():
+            status = path.stat()
+            if stat.S_ISDIR(status.st_mode):
                 raise UnreadableImageError(f"{path}: linked folders are not followed")
-            if not path.is_file():  # a pipe could keep the reader for ever
+            if not stat.S_ISREG(status.st_mode):  # a pipe could keep the reader for ever
                 raise UnreadableImageError(f"{path}: is not a regular file")
-            size = path.stat().st_size
-            if size > MAX_FILE_BYTES:
+            if status.st_size > MAX_FILE_BYTES:
                 raise UnreadableImageError(
-                    f"{path}: an image file must have at most {MAX_FILE_BYTES} bytes, got {size}"
+                    f"{path}: an image file must have at most {MAX_FILE_BYTES} bytes, "
+                    f"got {status.st_size}"
                 )
             return path.read_bytes()
         except OSError as error:

@@ -85,13 +85,14 @@ def update_manifest(
         samples = _listed(source)
         if project.label_noise is not None:
             samples = with_label_noise(samples, project.label_noise)
-        digests, problems, stamps = _read(source, samples, old, load_stamps(workspace), progress)
+        known = load_stamps(workspace)
+        digests, problems, stamps = _read(source, samples, old, known, progress)
         readable = [sample for sample in samples if sample.key in digests]
         if not readable:
             raise DataError(_nothing_readable(problems))
         space = _grown(space, source, readable)
         update = _merged(old, space, readable, digests, quarantined=len(problems))
-        save(workspace, update.manifest, space, stamps, problems)
+        save(workspace, update.manifest, space, stamps if stamps != known else None, problems)
     return update
 
 

@@ -76,10 +76,10 @@ def load_manifest(workspace: Path) -> Manifest:
     )
     rows = len(table)
     manifest = Manifest(
-        keys=table.column("key").to_numpy().astype(np.object_),
-        labels=table.column("label").to_numpy().astype(np.int32),
-        splits=table.column("split").to_numpy().astype(np.uint8),
-        digests=_digests(table.column("digest")),
+        keys=np.array(table.column("key").to_pylist(), np.object_),
+        labels=_values(table.column("label"), np.dtype(np.int32)),
+        splits=_values(table.column("split"), np.dtype(np.uint8)),
+        digests=_values(table.column("digest"), np.dtype((np.uint8, DIGEST_BYTES))),
         appends=np.repeat(np.arange(len(ends), dtype=np.int32), np.diff([0, *ends])),
         retired=np.zeros(rows, np.bool_),
         chains=tuple(append["chain"] for append in index["appends"]),
@@ -95,11 +95,14 @@ def load_manifest(workspace: Path) -> Manifest:
     return manifest.with_retired(index["retired"])
 
 
-def _digests(column: pa.ChunkedArray) -> npt.NDArray[np.uint8]:
-    """Return (N, 16) digests without an object for each."""
-    found = [np.empty((0, DIGEST_BYTES), np.uint8)]
+def _values(column: pa.ChunkedArray, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return values of fixed width without an object for each.
+
+    Not by `to_numpy`, which imports pandas where that is installed: half a second.
+    """
+    found = [np.frombuffer(b"", dtype)]
     for chunk in column.chunks:
-        values = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, DIGEST_BYTES)
+        values = np.frombuffer(chunk.buffers()[1], dtype)
         found.append(values[chunk.offset : chunk.offset + len(chunk)])
     return np.concatenate(found)
 
@@ -164,7 +167,7 @@ def save(
     workspace: Path,
     manifest: Manifest,
     space: LabelSpace,
-    stamps: Stamps,
+    stamps: Stamps | None,
     problems: Mapping[str, str],
 ) -> None:
     """Write what an update changed, manifest.json last.
@@ -173,7 +176,7 @@ def save(
         workspace: The project's.
         manifest: Parts already on disk under the same chain are not written again.
         space: The label space.
-        stamps: For the next update.
+        stamps: For the next update; None: those on the disk still hold.
         problems: Key -> reason of unreadable samples.
     """
     folder = manifest_folder(workspace)
@@ -202,7 +205,8 @@ def save(
         begin = append["rows"]
     write_durably(workspace / "data" / LABEL_SPACE, _json(space.to_dict()))
     write_durably(workspace / "data" / QUARANTINE, quarantine_csv(problems))
-    write_durably(folder / STAMPS, _parquet(_stamp_table(stamps)))
+    if stamps is not None:
+        write_durably(folder / STAMPS, _parquet(_stamp_table(stamps)))
     index = {
         "version": MANIFEST_VERSION,
         "appends": appends,
@@ -259,7 +263,7 @@ def _load_part(path: Path, rows: int, columns: Sequence[str] = PART.names) -> pa
 
 
 def _table(path: Path) -> pa.Table:
-    return pq.read_table(pa.BufferReader(read_whole(path)))
+    return pq.ParquetFile(pa.BufferReader(read_whole(path))).read()
 
 
 def _classes_digest(classes: tuple[str, ...]) -> str:

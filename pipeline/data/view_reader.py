@@ -6,7 +6,7 @@ order and loader workers (each worker holds its own pickled reader).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 Rows = npt.NDArray[np.int64]
 
-_DECODED_AT_ONCE: Final = 16  # Whole decoded images in memory; photographs are tens of MB each.
+_PIXELS_AT_ONCE: Final = 2**24
+"""Of whole decoded images in memory, 4 bytes each; the image that goes past it is still held."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,13 +110,22 @@ class ViewReader:
         distinct, starts = np.unique(rows[order], return_index=True)
         ends = np.append(starts[1:], len(rows))
         crops: dict[int, Image.Image] = {}
-        for first in range(0, len(distinct), _DECODED_AT_ONCE):
-            part = slice(first, first + _DECODED_AT_ONCE)
-            images = {row: self.source.load(self.manifest_keys[row]) for row in distinct[part]}
+        for part, images in self._decoded(distinct):
             positions = order[starts[part][0] : ends[part][-1]]
-            views_of_part = [images[row] for row in rows[positions]]
+            views_of_part = [images[row] for row in rows[positions].tolist()]
             cut = crop(views_of_part, parameters.take(positions), size=self.input.size)
             crops.update(zip(positions.tolist(), cut, strict=True))
         return augment(
             [crops[i] for i in range(len(rows))], parameters, channels=self.input.channels
         )
+
+    def _decoded(self, rows: Rows) -> Iterator[tuple[slice, dict[int, Image.Image]]]:
+        """Yield the images of all rows in runs that fit in memory, with the place of each run."""
+        images: dict[int, Image.Image] = {}
+        first = pixels = 0
+        for end, row in enumerate(rows.tolist(), 1):
+            image = images[row] = self.source.load(self.manifest_keys[row])
+            pixels += image.width * image.height
+            if pixels >= _PIXELS_AT_ONCE or end == len(rows):
+                yield slice(first, end), images
+                images, first, pixels = {}, end, 0

@@ -146,3 +146,13 @@ def test_mixing_needs_pools_for_all_rows():
         ViewReader(MemorySource(), KEYS, recipe, PLAIN)
     with pytest.raises(ValueError, match="pools must cover"):
         ViewReader(MemorySource(), KEYS, recipe, PLAIN, MixPools(pool_of=np.zeros(3, np.int64)))
+
+
+def test_runs_of_decoded_images_change_no_bit(monkeypatch):
+    """Large images are decoded a few at a time, each once, to the same views."""
+    rows, views = np.repeat(np.arange(20)[::-1], 2), np.tile([0, 1], 20)
+    whole = reader(GEOMETRY).read(rows, views)
+    monkeypatch.setattr("pipeline.data.view_reader._PIXELS_AT_ONCE", 3 * 30 * 36)
+    parts = reader(GEOMETRY)
+    assert torch.equal(parts.read(rows, views), whole)
+    assert set(parts.source.loaded.values()) == {1}
