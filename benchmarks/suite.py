@@ -26,6 +26,7 @@ from rich.table import Table
 # Script: the results that it writes.
 SUITE: dict[str, tuple[str, ...]] = {
     "sparse_loss": ("sparse_loss",),
+    "fused_classifier": ("fused_classifier",),
     "top_k": ("top_k",),
 }
 ALLOWED_SHORTFALL = 0.15
