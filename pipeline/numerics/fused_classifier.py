@@ -69,6 +69,7 @@ class _FusedLinearLoss(torch.autograd.Function):
                 by_weight += gradient.t() @ features[part]
             if by_bias is not None:
                 by_bias += gradient.sum(0, dtype=by_bias.dtype)
+            del gradient  # before the next block of logits is made
         ctx.gradients = gradients
         return total
 
