@@ -135,6 +135,25 @@ def median_ratio(seconds: Mapping[str, list[float]], first: str, second: str) ->
     }
 
 
+def peak_bytes(step: Callable[[], Any]) -> int:
+    """Return the most that a step allocates for tensors at one time, on the CPU, in bytes.
+
+    By torch's own count of its allocations, so that what malloc keeps for later does not blur it.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    kineto = profiler.profiler
+    assert kineto is not None
+    events = [event for event in kineto.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
 def record(
     name: str,
     values: Mapping[str, Any],

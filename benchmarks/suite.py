@@ -31,6 +31,9 @@ SUITE: dict[str, tuple[str, ...]] = {
     "epoch_speed": ("epoch_speed",),
     "label_overhead": ("label_overhead",),
     "write_share": ("write_share",),
+    "sparse_loss": ("sparse_loss",),
+    "fused_classifier": ("fused_classifier",),
+    "top_k": ("top_k",),
 }
 ALLOWED_SHORTFALL = 0.15
 

@@ -4,9 +4,9 @@ In: Kullback-Leibler divergence with three treatments of the tail, binary cross-
 mass that the student gives to a teacher's support. Left out: the factor T^2 of Hinton et al. 2015
 (arXiv 1503.02531, section 2) and means over the batch, which belong to the objectives.
 
-Nothing of the size of the logits is built for the targets. Beside the gradient of the logits, the
-largest tensors are, where a tail or a support is involved, the (T, B, S) logits of the supports,
-S = classes of the largest teacher. Half-precision logits are raised to
+Beside the gradient of the logits nothing of their size is built. The largest other tensors are,
+where a tail or a support is involved and the teachers do not know all classes, the (T, B, S)
+logits of the supports, S = classes of the largest teacher. Half-precision logits are raised to
 float32 first.
 """
 
@@ -18,32 +18,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.numerics.lookup import pick, pick_and_normalise, support_statistics
+from pipeline.numerics.cross_entropy import sparse_cross_entropy
+from pipeline.numerics.lookup import columns_of, pick, pick_and_normalise, support_statistics
 from pipeline.numerics.soft_label_batch import SoftLabelBatch
+from pipeline.numerics.softmax_rows import raised
+from pipeline.numerics.sparse_targets import SparseTargets, shares_of_teachers
 from pipeline.numerics.supports import SupportTable
 
 Tail = Literal["uniform", "bucket", "drop"]
 Over = Literal["all", "support"]
 
 
-def _scores(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
-    return logits if temperature == 1.0 else logits / temperature
+def _mean_over_teachers(values: Tensor, teacher: Tensor, shares: Tensor) -> Tensor:
+    """Average (T, B) values by (T, B) shares; they may be of any value where there is none."""
+    return _summed(torch.where(teacher >= 0, values, 0.0) * shares)
 
 
-def _mean_over_teachers(values: Tensor, teacher: Tensor, shares: Tensor | None = None) -> Tensor:
-    """Average (T, B) values over the teachers of each row; 0 where there is none.
-
-    With (T, B) shares, which sum to 1 over the teachers of a row, the average is by them.
-    """
-    present = teacher >= 0
-    if shares is not None:
-        return (torch.where(present, values, 0.0) * shares.to(values.dtype)).sum(dim=0)
-    if len(teacher) == 1:
-        return torch.where(present[0], values[0], 0.0)
-    summed = torch.where(present, values, 0.0).sum(dim=0)
-    return summed / present.sum(dim=0).clamp(min=1)
+def _summed(values: Tensor) -> Tensor:
+    """Return the sum of (T, B) values over T; of one teacher a view, without a kernel."""
+    return values[0] if len(values) == 1 else values.sum(dim=0)
 
 
 def _unstored(rows: Tensor, soft: SoftLabelBatch, num_classes: int) -> Tensor:
@@ -89,42 +82,66 @@ def sparse_kl(
     Returns:
         (B,) in nats; 0 for rows without a teacher. Not scaled by T^2.
     """
-    scores = _scores(logits, temperature)
-    stored = soft.ids >= 0
-    unstored_classes = supports.sizes[soft.teacher.clamp(min=0)] - stored.sum(dim=2)
-    has_tail = (soft.log_tail > -torch.inf) & (unstored_classes > 0)
-    log_probs = torch.where(stored, soft.log_probs, 0.0).to(scores.dtype)
-    log_tail = torch.where(has_tail, soft.log_tail, 0.0).to(scores.dtype)
+    dtype = raised(logits.dtype)
+    targets = SparseTargets.from_labels(soft, supports, dtype)
     if tail == "drop":
-        mass = log_probs.masked_fill(~stored, -torch.inf).logsumexp(dim=2, keepdim=True)
-        log_probs = log_probs - torch.where(mass > -torch.inf, mass, 0.0)
+        targets = targets.renormalised()
+    if supports.whole:
+        over = "all"
+    share = shares_of_teachers(soft.teacher, shares, dtype)
+    if over == "support" or tail == "bucket":
+        divergence = _kl_by_events(logits, soft, supports, targets, temperature, tail, over)
+        return _mean_over_teachers(divergence, soft.teacher, share)
 
-    ids = soft.ids.clamp(min=0)
+    # Such a divergence is one weighted sum of log-probabilities, over all teachers of the row.
+    known = _summed(targets.negative_entropy * share)
+    columns, weights = soft.ids.clamp(min=0), targets.above_each * share.unsqueeze(2)
+    everywhere = None
+    if tail == "uniform":
+        each = targets.each * share
+        if supports.whole:
+            everywhere = _summed(each)
+        else:
+            teacher = soft.teacher.clamp(min=0)
+            columns = torch.cat([columns, supports.columns[teacher]], dim=2)
+            spread = supports.inside[teacher].to(dtype) * each.unsqueeze(2)
+            weights = torch.cat([weights, spread], dim=2)
+    return known + sparse_cross_entropy(
+        logits, columns_of(columns), columns_of(weights), everywhere, temperature=temperature
+    )
+
+
+def _kl_by_events(
+    logits: Tensor,
+    soft: SoftLabelBatch,
+    supports: SupportTable,
+    targets: SparseTargets,
+    temperature: float,
+    tail: Tail,
+    over: Over,
+) -> Tensor:
+    """Return (T, B) `sparse_kl` from the logits of all classes of the supports."""
     rows = supports.rows(soft.teacher)
-    if over == "support" or tail != "drop":
-        ids = torch.cat([ids, rows.clamp(max=supports.num_classes - 1)], dim=2)
+    ids = torch.cat([soft.ids.clamp(min=0), rows.clamp(max=supports.num_classes - 1)], dim=2)
     if over == "all":
-        picked, log_norm = pick_and_normalise(scores, ids)
+        picked, log_norm = pick_and_normalise(logits, ids, temperature)
     else:
-        picked = pick(scores, ids)
+        picked = pick(logits, ids).to(targets.probs.dtype) / temperature
     chosen, values = picked.tensor_split([soft.ids.shape[2]], dim=2)
     if over == "support":
         log_norm = values.masked_fill(rows == supports.num_classes, -torch.inf).logsumexp(dim=2)
-    ratio = log_probs - (chosen - log_norm.unsqueeze(-1))
-    divergence = torch.where(stored, log_probs.exp() * ratio, 0.0).sum(dim=2)
-    if tail == "drop":
-        return _mean_over_teachers(divergence, soft.teacher, shares)
-
-    unstored = _unstored(rows, soft, supports.num_classes)
-    count = unstored_classes.clamp(min=1)
+    agreed = (targets.probs * (chosen - log_norm.unsqueeze(-1))).sum(dim=2)
+    if tail == "bucket":
+        known = torch.xlogy(targets.probs, targets.probs).sum(dim=2)
+        known = known + torch.xlogy(targets.tail, targets.tail)
+        rest = values.masked_fill(~_unstored(rows, soft, supports.num_classes), -torch.inf)
+        rest = torch.where(targets.tail > 0, rest.logsumexp(dim=2), 0.0)
+        return known - agreed - targets.tail * (rest - log_norm)
     if tail == "uniform":
-        mean = torch.where(unstored, values, 0.0).sum(dim=2) / count
-        tail_ratio = (log_tail - count.to(log_tail.dtype).log()) - (mean - log_norm)
-    else:
-        rest = values.masked_fill(~unstored, -torch.inf).logsumexp(dim=2)
-        tail_ratio = log_tail - (torch.where(has_tail, rest, 0.0) - log_norm)
-    divergence = divergence + torch.where(has_tail, log_tail.exp() * tail_ratio, 0.0)
-    return _mean_over_teachers(divergence, soft.teacher, shares)
+        unstored = _unstored(rows, soft, supports.num_classes)
+        mean = torch.where(unstored, values, 0.0).sum(dim=2) / targets.count
+        agreed = agreed + targets.tail * (mean - log_norm)
+    return targets.negative_entropy - agreed
 
 
 def support_log_mass(
@@ -144,11 +161,13 @@ def support_log_mass(
     Returns:
         (B,) at most 0, averaged over the teachers of the row; 0 for rows without a teacher.
     """
-    scores = _scores(logits)
+    if supports.whole:
+        return logits.new_zeros(len(logits), dtype=raised(logits.dtype))
     rows = supports.rows(teacher)
-    values, log_norm = pick_and_normalise(scores, rows.clamp(max=supports.num_classes - 1))
+    values, log_norm = pick_and_normalise(logits, rows.clamp(max=supports.num_classes - 1))
     inside = values.masked_fill(rows == supports.num_classes, -torch.inf).logsumexp(dim=2)
-    return _mean_over_teachers(inside - log_norm, teacher, shares)
+    share = shares_of_teachers(teacher, shares, inside.dtype)
+    return _mean_over_teachers(inside - log_norm, teacher, share)
 
 
 def factorised_kl(
@@ -180,7 +199,7 @@ def factorised_kl(
     Returns:
         (B,) log mass of the support, (B,) divergence; both averaged over the row's teachers.
     """
-    if tail != "uniform":
+    if tail != "uniform" or supports.whole:
         return (
             support_log_mass(logits, soft.teacher, supports, shares=shares),
             sparse_kl(
@@ -193,33 +212,23 @@ def factorised_kl(
                 shares=shares,
             ),
         )
-    scores = _scores(logits)
     teacher = soft.teacher.clamp(min=0)
     chosen, total, tempered_norm, plain_norm, log_norm = support_statistics(
-        scores,
+        logits,
         supports.columns[teacher],
-        supports.inside[teacher].to(scores.dtype),
+        supports.inside[teacher],
         soft.ids.clamp(min=0),
         temperature,
     )
-    stored = soft.ids >= 0
-    unstored = supports.sizes[teacher] - stored.sum(dim=2)
-    has_tail = (soft.log_tail > -torch.inf) & (unstored > 0)
-    log_probs = torch.where(stored, soft.log_probs, 0.0).to(scores.dtype)
-    probs = log_probs.exp().masked_fill(~stored, 0.0)
-    log_tail = torch.where(has_tail, soft.log_tail, 0.0).to(scores.dtype)
-    mass = log_tail.exp().masked_fill(~has_tail, 0.0)
-    count = unstored.clamp(min=1).to(scores.dtype)
-    each = mass / count
-    negative_entropy = (probs * log_probs).sum(dim=2) + mass * (log_tail - count.log())
+    targets = SparseTargets.from_labels(soft, supports, chosen.dtype)
     # Where there is no tail, what is stored is all there is, and it sums to 1 up to its code.
-    weights = (probs - each.unsqueeze(2)).masked_fill(~stored, 0.0)
-    agreed = ((weights * chosen).sum(dim=2) + each * total) / temperature
-    given = probs.sum(dim=2) + mass
-    divergence = negative_entropy + given * tempered_norm - agreed
+    agreed = ((targets.above_each * chosen).sum(dim=2) + targets.each * total) / temperature
+    given = targets.probs.sum(dim=2) + targets.tail
+    divergence = targets.negative_entropy + given * tempered_norm - agreed
+    share = shares_of_teachers(soft.teacher, shares, chosen.dtype)
     return (
-        _mean_over_teachers(plain_norm - log_norm, soft.teacher, shares),
-        _mean_over_teachers(divergence, soft.teacher, shares),
+        _mean_over_teachers(plain_norm - log_norm, soft.teacher, share),
+        _mean_over_teachers(divergence, soft.teacher, share),
     )
 
 
@@ -240,8 +249,9 @@ def sparse_bce(logits: Tensor, soft: SoftLabelBatch) -> Tensor:
     Returns:
         (B,); the target is the mean over the teachers of the row, and all zeros without one.
     """
-    scores = _scores(logits)
+    scores = logits.to(raised(logits.dtype))
     chosen = pick(scores, soft.ids.clamp(min=0))
     probs = torch.where(soft.ids >= 0, soft.log_probs, -torch.inf).exp().to(scores.dtype)
-    agreed = _mean_over_teachers((probs * chosen).sum(dim=2), soft.teacher)
+    share = shares_of_teachers(soft.teacher, None, scores.dtype)
+    agreed = _mean_over_teachers((probs * chosen).sum(dim=2), soft.teacher, share)
     return functional.softplus(scores).sum(dim=1) - agreed

@@ -39,17 +39,15 @@ def reweighted_kl(
         (B,) in nats, averaged over the teachers of the row; 0 for rows without one. Not scaled by
         T^2.
     """
-    scores = logits.float() if logits.itemsize < 4 else logits
-    scores = scores / temperature
     teacher = soft.teacher.clamp(min=0)
     columns, inside = supports.columns[teacher], supports.inside[teacher] > 0
-    log_probs = _over_support(soft, supports).to(scores.dtype) + log_weights.to(scores)[columns]
+    chosen, log_norm = pick_and_normalise(logits, columns, temperature)
+    log_probs = _over_support(soft, supports).to(chosen) + log_weights.to(chosen)[columns]
     present = soft.teacher >= 0
     # Rows without a teacher take any distribution, and their divergence is dropped below.
     log_probs = torch.where(present.unsqueeze(2), log_probs, 0.0).masked_fill(~inside, -torch.inf)
     log_target = log_probs.log_softmax(dim=2)
     target = log_target.exp()
-    chosen, log_norm = pick_and_normalise(scores, columns)
     log_student = chosen - log_norm.unsqueeze(1)
     divergence = -torch.special.entr(target) - target * log_student
     total = torch.where(present, divergence.sum(dim=2), 0.0).sum(dim=0)

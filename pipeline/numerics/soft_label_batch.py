@@ -45,6 +45,15 @@ class SoftLabelBatch:
             teacher=self.teacher.to(device, non_blocking=non_blocking),
         )
 
+    def rows(self, part: slice) -> SoftLabelBatch:
+        """Return some of the B samples, without a copy."""
+        return SoftLabelBatch(
+            ids=self.ids[:, part],
+            log_probs=self.log_probs[:, part],
+            log_tail=self.log_tail[:, part],
+            teacher=self.teacher[:, part],
+        )
+
     def pin_memory(self) -> SoftLabelBatch:
         """Return the batch in page-locked memory."""
         return SoftLabelBatch(

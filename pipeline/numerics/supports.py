@@ -24,6 +24,7 @@ class SupportTable:
         num_classes: C.
         columns: (M, S) int64, `ids` with 0 for padding: what can be gathered.
         inside: (M, S) float32, 1 for a class and 0 for padding.
+        whole: Whether every support has all classes, so that nothing has to be looked up.
     """
 
     ids: Tensor
@@ -31,6 +32,7 @@ class SupportTable:
     num_classes: int
     columns: Tensor
     inside: Tensor
+    whole: bool
 
     @classmethod
     def from_supports(cls, supports: Sequence[Tensor], num_classes: int) -> SupportTable:
@@ -60,6 +62,7 @@ class SupportTable:
             num_classes=num_classes,
             columns=ids.masked_fill(ids == num_classes, 0),
             inside=(ids < num_classes).float(),
+            whole=all(size == num_classes for size in sizes),
         )
 
     def to(self, device: torch.device | str) -> SupportTable:
@@ -70,7 +73,12 @@ class SupportTable:
             num_classes=self.num_classes,
             columns=self.columns.to(device),
             inside=self.inside.to(device),
+            whole=self.whole,
         )
+
+    def sizes_of(self, teacher: Tensor) -> Tensor | int:
+        """Return the (...) sizes of the supports of (...) teachers, one number if all are whole."""
+        return self.num_classes if self.whole else self.sizes[teacher.clamp(min=0)]
 
     def rows(self, teacher: Tensor) -> Tensor:
         """Return the (..., S) padded supports of (...) teachers; -1 counts as teacher 0."""

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.numerics import sparsify
+from pipeline.numerics.sparsify import top_ids
 
 
 @pytest.mark.parametrize("k", [1, 5, 99])
@@ -47,9 +48,37 @@ def test_equal_logits_go_to_the_lower_id(rows: list[list[int]], k: int) -> None:
         assert ids == sorted(range(7), key=lambda c: (-row[c], c))[:k]
 
 
-def test_rows_do_not_depend_on_their_batch() -> None:
+@pytest.mark.parametrize("classes", [600, 601, 1 << 15, (1 << 15) + 5])
+@pytest.mark.parametrize("levels", [3, 1_000, None])
+def test_many_classes_keep_the_order_of_ties(classes: int, levels: int | None) -> None:
+    """Where candidates are looked for first, ids are those of a stable sort of the whole row."""
+    generator = torch.Generator().manual_seed(classes)
+    logits = torch.randn(6, classes, generator=generator)
+    if levels is not None:
+        logits = (logits * levels / 4).round()
+    logits[2] = 1.5
+    ordered = logits.sort(dim=1, descending=True, stable=True)
+    for k in (1, 16):
+        ids, values = top_ids(logits, k)
+        assert torch.equal(ids, ordered.indices[:, :k])
+        assert torch.equal(values, ordered.values[:, : k + 1])
+
+
+def test_tails_at_many_classes_are_exact() -> None:
+    """The sum of 100,000 exponentials in float32 is within 1e-5 of that in float64."""
+    logits = 4 * torch.randn(3, 100_000, generator=torch.Generator().manual_seed(3))
+    found = sparsify(logits, 16, (1.0, 4.0)).log_tail_ratio.double()
+    ordered = logits.double().sort(dim=1, descending=True).values
+    for column, temperature in enumerate((1.0, 4.0)):
+        scaled = ordered / temperature
+        expected = scaled[:, 0] - scaled[:, 16:].logsumexp(dim=1)
+        torch.testing.assert_close(found[:, column], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [50, 5_000])
+def test_rows_do_not_depend_on_their_batch(classes: int) -> None:
     """A row gives the same bits alone and among others."""
-    logits = torch.randn(9, 50)
+    logits = torch.randn(9, classes)
     whole = sparsify(logits, 8, (1.0, 2.0))
     alone = sparsify(logits[4:5], 8, (1.0, 2.0))
     assert torch.equal(whole.log_tail_ratio[4:5], alone.log_tail_ratio)
