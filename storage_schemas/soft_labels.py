@@ -246,6 +246,7 @@ def _pairwise_sum(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
     So a label decodes to the same bits whichever way the ranks lie in memory.
     """
+    total: npt.NDArray[np.float32]
     n = len(values)
     if n > 128:
         half = n // 2 - n // 2 % 8
