@@ -12,7 +12,6 @@ carries that over exec.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -21,7 +20,7 @@ import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -40,6 +39,9 @@ from pipeline.store.coverage import missing_labels
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import DIGEST_BYTES, TRAIN, Manifest
 from storage_schemas.soft_labels import SoftLabelSchema
+
+if TYPE_CHECKING:
+    from measure import Figure
 
 TEACHERS, CLASSES, K = 100, 100_000, 16
 BATCH = 256
@@ -215,15 +217,17 @@ def part(name: str, *arguments: object) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def measured(folder: Path, rows: int, views: int, shards: int, batches: int) -> dict[str, Any]:
+def measured(
+    folder: Path, rows: int, views: int, shards: int, batches: int, manifest_rows: int
+) -> dict[str, Any]:
     """Return all figures."""
     path = folder / "middle.zarr"
     made = part("create", path, rows, views, shards)
     found = part("resume", path, shards, batches)
     steps = found["steps"]
-    made_manifest = part("write_manifest", folder / "workspace", MANIFEST_ROWS)
+    made_manifest = part("write_manifest", folder / "workspace", manifest_rows)
     part("write_manifest", folder / "workspace" / "small", 100)
-    read = part("read_manifest", folder / "workspace", MANIFEST_ROWS)
+    read = part("read_manifest", folder / "workspace", manifest_rows)
     chosen = [steps[name] for name in ("open", "plan", "write a shard")]
     seconds = round(sum(step["seconds"] for step in chosen), 3)
     peak = max(step["peak_mb"] for step in chosen)
@@ -243,25 +247,56 @@ def measured(folder: Path, rows: int, views: int, shards: int, batches: int) -> 
     }
 
 
+def figures(found: dict[str, Any]) -> list[Figure]:
+    """Return what the table of the suite shows."""
+    from measure import Figure
+
+    did = found["open_plan_resume"]
+    against = f"none: {found['resume']['shards']['of_the_store']:,} places of shards, one written"
+    bound = "compressing and syncing the one shard that is written; next: listing what is there"
+    seconds, megabytes = TARGET_SECONDS, TARGET_BYTES / 2**20
+    return [
+        Figure(
+            what=f"open, plan and resume a store of {found['rows']:,} rows: {what}",
+            value=value,
+            must_be="at most",
+            target=target,
+            unit=unit,
+            against=against,
+            bound=bound,
+        )
+        for what, value, target, unit in (
+            ("time", did["seconds"], seconds, "s"),
+            ("peak memory", did["peak_mb"], megabytes, "MB"),
+        )
+    ]
+
+
+def run_part(words: str) -> None:
+    """Run a part in this process and print what it found."""
+    name, path, *numbers = json.loads(words)
+    parts = (create, resume, write_manifest, read_manifest)
+    work = next(function for function in parts if function.__name__ == name)
+    print(json.dumps(work(Path(path), *map(int, numbers))))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    if sys.argv[1:2] == ["--part"]:
+        run_part(sys.argv[2])
+        return
+    from measure import benchmark_parser, record  # imports torch, which the parts do not need
+
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--rows", type=int, default=10**9)
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--shards", type=int, default=3, help="of the teacher, really written")
     parser.add_argument("--batches", type=int, default=400)
-    parser.add_argument("--part", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.part:
-        name, path, *numbers = json.loads(given.part)
-        parts = (create, resume, write_manifest, read_manifest)
-        work = next(function for function in parts if function.__name__ == name)
-        print(json.dumps(work(Path(path), *map(int, numbers))))
-        return
+    shards, batches = (1, 50) if given.quick else (given.shards, given.batches)
+    manifest_rows = MANIFEST_ROWS // 10 if given.quick else MANIFEST_ROWS
     with tempfile.TemporaryDirectory() as folder:
-        figures = measured(Path(folder), given.rows, given.views, given.shards, given.batches)
-    from measure import record  # imports torch, which the parts do not need
-
-    record("billion_rows", figures)
+        found = measured(Path(folder), given.rows, given.views, shards, batches, manifest_rows)
+    record("billion_rows", found, given.out / "billion_rows.json", figures=figures(found))
 
 
 if __name__ == "__main__":

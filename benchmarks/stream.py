@@ -4,7 +4,7 @@ One view is in memory. Batches of 256 come in the order of `BatchOrder` through
 `StoredSignals.stream`, which `train_student` reads: rows, hard labels, global ids, log
 probabilities and tails, decoded, as tensors. A label is one (row, view) pair, K = 16.
 
-Beside it, in turn: numpy `take` of the stored codes, which leaves the decoding to somebody else, and
+Beside it, in turn: numpy `take` of the stored codes, which leaves decoding to somebody else, and
 of arrays that were decoded before, four times as large; a reader of TinyViT's layout (one file of
 fixed records, a seek and a read a sample); and one of FKD's (a file of `torch.save` an image, its
 coordinates, flips, ids and values).
@@ -42,12 +42,10 @@ TINYVIT_RECORD = np.dtype([("seed", "<i4"), ("ids", "<u2", K), ("p", "<f2", K)])
 BatchIndex = tuple[np.ndarray, np.ndarray]
 
 
-def label_store(
-    path: Path, rows: int, *, layout: tuple[int, int] | None = None, seed: int = 0
-) -> SoftLabelStore:
-    """Write a store of one view with made-up answers of one teacher of all classes."""
+def label_schema(rows: int, layout: tuple[int, int] | None = None) -> SoftLabelSchema:
+    """Return the schema of one teacher of all classes, with one view."""
     shard_rows, chunk_rows = layout or shard_layout(rows)
-    schema = SoftLabelSchema(
+    return SoftLabelSchema(
         teacher="all",
         num_rows=rows,
         num_views=1,
@@ -59,9 +57,14 @@ def label_store(
         global_ids=tuple(range(CLASSES)),
         fingerprint_parts={"rows": rows},
     )
-    store = create_soft_labels(path, schema)
-    for shard in range(schema.num_shards):
-        store.write_shard(0, shard, *made_up(schema, len(store.shard_span(shard)), seed + shard))
+
+
+def label_store(path: Path, rows: int) -> SoftLabelStore:
+    """Write a store with made-up answers."""
+    store = create_soft_labels(path, label_schema(rows))
+    for shard in range(store.schema.num_shards):
+        answers = made_up(store.schema, len(store.shard_span(shard)), seed=shard)
+        store.write_shard(0, shard, *answers)
     return store
 
 

@@ -212,7 +212,7 @@ class StoredSignals(SignalSource):
             log_probs = np.full((len(teacher), self._k), -np.inf, np.float32)
             log_tail = np.full(len(teacher), -np.inf, np.float32)
             row_of = np.broadcast_to(np.arange(len(rows)).reshape(count, 1, -1), shape).reshape(-1)
-            by_teacher = np.argsort(teacher, kind="stable")
+            by_teacher = np.argsort(teacher.astype(np.int16), kind="stable")  # 16 bits: by radix
             edges = np.searchsorted(teacher[by_teacher], np.arange(len(self._stores) + 1))
             for index, store in enumerate(self._stores):
                 where = by_teacher[edges[index] : edges[index + 1]]

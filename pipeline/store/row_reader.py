@@ -26,6 +26,9 @@ Rows = npt.NDArray[np.int64]
 DEFAULT_CACHE_BYTES = 256 * 2**20
 LARGEST_TABLE_SPAN = 4  # times the rows; a label takes six times an entry
 
+Place = tuple[Path, int, int]
+"""Store, view and shard."""
+
 Entry = tuple[int, tuple[Array, ...]]
 """First row, and the values of each array, of a shard's written span."""
 
@@ -43,21 +46,22 @@ class ShardCache:
     def __init__(self, size_bytes: int = DEFAULT_CACHE_BYTES) -> None:
         self._size_bytes = size_bytes
         self._used = 0
-        self._entries: OrderedDict[tuple[Path, int, int], Entry] = OrderedDict()
+        self._entries: OrderedDict[Place, Entry] = OrderedDict()
         self._lock = threading.Lock()
+        self._readers: dict[Place, threading.Lock] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Carry the size only; it is empty where it arrives."""
         return type(self), (self._size_bytes,)
 
-    def get(self, place: tuple[Path, int, int]) -> Entry | None:
+    def get(self, place: Place) -> Entry | None:
         """Return a shard, or None when it is not in memory."""
         with self._lock:
             if place in self._entries:
                 self._entries.move_to_end(place)
             return self._entries.get(place)
 
-    def put(self, place: tuple[Path, int, int], entry: Entry) -> None:
+    def put(self, place: Place, entry: Entry) -> None:
         """Keep a shard, and drop those that were not used for longest."""
         self.drop(place)
         with self._lock:
@@ -66,11 +70,24 @@ class ShardCache:
             while self._used > self._size_bytes and len(self._entries) > 1:
                 self._used -= _entry_bytes(self._entries.popitem(last=False)[1])
 
-    def drop(self, place: tuple[Path, int, int]) -> None:
+    def reader(self, place: Place) -> threading.Lock:
+        """Return what a thread holds while it reads a shard, so that it is read once."""
+        with self._lock:
+            return self._readers.setdefault(place, threading.Lock())
+
+    def drop(self, place: Place) -> None:
         """Drop a shard."""
         with self._lock:
             entry = self._entries.pop(place, None)
             self._used -= _entry_bytes(entry) if entry is not None else 0
+
+
+def _stable_order(values: Rows) -> Rows:
+    """Return what sorts integers, equal ones in their order."""
+    values = values - values.min()
+    # numpy sorts 16 bits by radix, ten times as fast.
+    few = values.max() < 2**16
+    return np.argsort(values.astype(np.uint16) if few else values, kind="stable")
 
 
 def _entry_bytes(entry: Entry) -> int:
@@ -164,19 +181,28 @@ class RowReader:
         self._cache.drop((self._files.path, view, shard))
         self._held = None
 
-    def _shard(self, view: int, shard: int) -> Entry:
-        """Return a shard's written span, from memory when it can."""
+    def _shard(self, view: int, shard: int, *, wait: bool) -> Entry | None:
+        """Return a shard's written span, from memory when it can.
+
+        None if another thread is reading it, unless `wait`.
+        """
         place = (self._files.path, view, shard)
-        cached = self._cache.get(place)
-        if cached is not None:
-            return cached
-        found = self._files.read(view, shard)
+        reader = self._cache.reader(place)
+        if not reader.acquire(blocking=wait):
+            return None
+        try:
+            return self._cache.get(place) or self._read(place)
+        finally:
+            reader.release()
+
+    def _read(self, place: Place) -> Entry:
+        found = self._files.read(*place[1:])
         # A specialist's rows are contiguous: the rest of the shard is fill, and is not kept.
-        schema = self._files.schema
         written = np.flatnonzero(~self._arrays[0].absent(found[0]))
         low, high = int(written[0]), int(written[-1]) + 1
-        kept = tuple(values[low:high].copy() for values in found)
-        entry = (shard * schema.shard_rows + low, kept)
+        if high - low < len(found[0]):
+            found = tuple(values[low:high].copy() for values in found)
+        entry = (place[2] * self._files.schema.shard_rows + low, found)
         self._cache.put(place, entry)
         return entry
 
@@ -214,22 +240,39 @@ class RowReader:
                 return gathered
         found = self._empty(len(rows))
         places = views * schema.num_shards + rows // schema.shard_rows
-        order = np.argsort(places, kind="stable")
+        order = _stable_order(places)
         places = places[order]
         starts = np.flatnonzero(np.diff(places, prepend=-1))
-        for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
-            where = order[start:stop]
-            view, shard = divmod(int(places[start]), schema.num_shards)
-            first, shard_values = self._shard(view, shard)
-            inside = rows[where] - first
-            rows_here = len(shard_values[0])
-            if inside.min() < 0 or inside.max() >= rows_here:
-                here = (inside >= 0) & (inside < rows_here)
-                where, inside = where[here], inside[here]
-            for values, stored in zip(found, shard_values, strict=True):
-                values[where] = stored[inside]
+        groups = [
+            (*divmod(int(places[start]), schema.num_shards), order[start:stop])
+            for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)
+        ]
+        # What is in memory comes first, before a shard that is read pushes it out; then what no
+        # other thread is reading.
+        path = self._files.path
+        groups.sort(key=lambda group: self._cache.get((path, *group[:2])) is None)
+        for wait in (False, True):
+            busy = []
+            for view, shard, where in groups:
+                entry = self._shard(view, shard, wait=wait)
+                if entry is None:
+                    busy.append((view, shard, where))
+                else:
+                    self._gather(entry, rows, where, found)
+            groups = busy
         self._refuse_absent(found[0], rows, views)
         return found
+
+    def _gather(self, entry: Entry, rows: Rows, where: Rows, found: tuple[Array, ...]) -> None:
+        """Copy the values of some rows from a shard; those outside its written span stay fill."""
+        first, shard_values = entry
+        inside = rows[where] - first
+        rows_here = len(shard_values[0])
+        if inside.min() < 0 or inside.max() >= rows_here:
+            here = (inside >= 0) & (inside < rows_here)
+            where, inside = where[here], inside[here]
+        for values, stored in zip(found, shard_values, strict=True):
+            values[where] = stored.take(inside, axis=0)
 
     def _refuse_absent(self, first: Array, rows: Rows, views: Rows) -> None:
         schema = self._files.schema
