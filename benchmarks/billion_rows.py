@@ -252,7 +252,8 @@ def figures(found: dict[str, Any]) -> list[Figure]:
     from measure import Figure
 
     did = found["open_plan_resume"]
-    against = f"none: {found['resume']['shards']['of_the_store']:,} places of shards, one written"
+    places = found["resume"]["shards"]["of_the_store"]
+    against = f"none: an absolute figure, {places:,} places of shards, most of them empty"
     bound = "compressing and syncing the one shard that is written; next: listing what is there"
     seconds, megabytes = TARGET_SECONDS, TARGET_BYTES / 2**20
     return [

@@ -1,14 +1,15 @@
-"""Shuffled batches of soft labels from a store that is larger than memory, against a raw memmap.
+"""Shuffled batches of soft labels from a store larger than memory, against a raw memmap.
 
-`StoredSignals.stream` keeps a window of 64 MB of shards in memory: four of 262,144 rows, among which
-`BatchOrder` shuffles. Beside it the same rows in the same order from raw files of fixed records
-through `numpy.memmap`, which are not decoded, and which the page cache holds: the memmap reads
-memory, and the store decompresses and decodes.
+`StoredSignals.stream` keeps a window of 64 MB of shards in memory: four of 262,144 rows, among
+which `BatchOrder` shuffles. Beside it the same rows in the same order from raw files of fixed
+records through `numpy.memmap`, which are not decoded, and which the page cache holds: the memmap
+reads memory, and the store decompresses and decodes.
 
-Then the memory: stores of 10 and of 100 million rows are streamed, each in a process of its own, and
-VmHWM is read at the end (`ru_maxrss` would not do: Linux carries that over exec). The shard files
-are links to a few, each with a commit record that vouches for it in its place, so that every byte is
-decompressed, checked and decoded. The list of rows to train on, 8 bytes a row, is told apart.
+Then the memory: stores of 10 and of 100 million rows are streamed, each in a process of its own,
+and VmHWM is read at the end (`ru_maxrss` would not do: Linux carries that over exec). The shard
+files are links to a few, each with a commit record that vouches for it in its place, so that every
+byte is decompressed, checked and decoded. The list of rows to train on, 8 bytes a row, is told
+apart.
 
     python benchmarks/stream_large.py
 """
