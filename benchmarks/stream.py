@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -119,8 +119,8 @@ def write_tinyvit(store: SoftLabelStore, file: Path) -> None:
 class TinyViTRecords(Dataset[tuple[np.ndarray, ...]]):
     """A label by its row: the row's key, the place of that key, a seek, a read."""
 
-    def __init__(self, file: Path, rows: int) -> None:
-        self._file = file.open("rb")
+    def __init__(self, file: BinaryIO, rows: int) -> None:
+        self._file = file
         self._places = {str(row): row for row in range(rows)}
 
     def __getitem__(self, row: int) -> tuple[np.ndarray, ...]:
@@ -133,14 +133,15 @@ class TinyViTRecords(Dataset[tuple[np.ndarray, ...]]):
 
 def read_tinyvit(file: Path, rows: int, batches: list[np.ndarray], *, bare: bool) -> None:
     """Read batches as its data set does, collated by the loader; `bare`: by numpy alone."""
-    records = TinyViTRecords(file, rows)
-    if bare:
+    with file.open("rb") as opened:
+        records = TinyViTRecords(opened, rows)
+        if not bare:
+            index = [batch.tolist() for batch in batches]
+            consume(DataLoader(records, batch_sampler=index))
+            return
         for batch in batches:
             for part in zip(*(records[row] for row in batch.tolist()), strict=True):
                 torch.from_numpy(np.stack(part))
-        return
-    index = [batch.tolist() for batch in batches]
-    consume(DataLoader(records, batch_sampler=index))
 
 
 def write_fkd(store: SoftLabelStore, folder: Path, images: int) -> None:

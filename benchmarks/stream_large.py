@@ -125,6 +125,7 @@ def peak(path: Path, shards: int) -> dict[str, float]:
     return {
         "labels": count * BATCH,
         "labels_per_second": round(count * BATCH / seconds),
+        "start_mb": before,
         "peak_mb": peak_mb,
         "list_of_rows_mb": round(rows_mb, 1),
         "peak_without_list_mb": round(peak_mb - rows_mb, 1),

@@ -238,41 +238,47 @@ class RowReader:
                 if not self._holds_all:
                     self._refuse_absent(gathered[0], rows, views)
                 return gathered
-        found = self._empty(len(rows))
         places = views * schema.num_shards + rows // schema.shard_rows
         order = _stable_order(places)
-        places = places[order]
-        starts = np.flatnonzero(np.diff(places, prepend=-1))
+        places, by_shard = places[order], rows[order]
+        starts = np.flatnonzero(np.diff(places, prepend=-1)).tolist()
         groups = [
-            (*divmod(int(places[start]), schema.num_shards), order[start:stop])
+            (*divmod(int(places[start]), schema.num_shards), slice(start, stop))
             for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True)
         ]
         # What is in memory comes first, before a shard that is read pushes it out; then what no
         # other thread is reading.
         path = self._files.path
         groups.sort(key=lambda group: self._cache.get((path, *group[:2])) is None)
+        found = self._empty(len(rows))
         for wait in (False, True):
             busy = []
-            for view, shard, where in groups:
+            for view, shard, part in groups:
                 entry = self._shard(view, shard, wait=wait)
                 if entry is None:
-                    busy.append((view, shard, where))
+                    busy.append((view, shard, part))
                 else:
-                    self._gather(entry, rows, where, found)
+                    self._gather(entry, by_shard[part], tuple(values[part] for values in found))
             groups = busy
+        back = np.empty_like(order)
+        back[order] = np.arange(len(order))
+        found = tuple(values.take(back, axis=0) for values in found)
         self._refuse_absent(found[0], rows, views)
         return found
 
-    def _gather(self, entry: Entry, rows: Rows, where: Rows, found: tuple[Array, ...]) -> None:
-        """Copy the values of some rows from a shard; those outside its written span stay fill."""
+    def _gather(self, entry: Entry, rows: Rows, out: tuple[Array, ...]) -> None:
+        """Copy the values of some rows of a shard; those outside its written span stay fill."""
         first, shard_values = entry
-        inside = rows[where] - first
+        inside = rows - first
         rows_here = len(shard_values[0])
         if inside.min() < 0 or inside.max() >= rows_here:
             here = (inside >= 0) & (inside < rows_here)
-            where, inside = where[here], inside[here]
-        for values, stored in zip(found, shard_values, strict=True):
-            values[where] = stored.take(inside, axis=0)
+            for values, stored in zip(out, shard_values, strict=True):
+                values[here] = stored[inside[here]]
+            return
+        for values, stored in zip(out, shard_values, strict=True):
+            # All are inside: `clip` only spares numpy a copy of `out`.
+            stored.take(inside, axis=0, out=values, mode="clip")
 
     def _refuse_absent(self, first: Array, rows: Rows, views: Rows) -> None:
         schema = self._files.schema
