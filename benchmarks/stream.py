@@ -251,8 +251,8 @@ def figures(found: dict[str, Any]) -> list[Figure]:
     """Return what the table of the suite shows."""
     times = {name: ratio["median"] for name, ratio in found["stream_times"].items()}
     bound = (
-        "decoding and gathering, a third each of the processor time; next: making six tensors a "
-        "batch and the shuffle"
+        "decoding and class ids, two fifths of the processor time; next: the gather and the "
+        "shuffle, a fifth each, then six tensors a batch"
     )
     take_bound = "decoding, which take leaves out; next: the gather, equal on both sides"
     peer_bound = "Python and system calls for every label, which the stream has for 8,192"

@@ -161,8 +161,8 @@ def figures(found: dict[str, Any]) -> list[Figure]:
             must_be="at least",
             target=0.5,
             against="numpy memmap of the codes, same rows and order, not decoded, in page cache",
-            bound="decoding and the gather, as in memory; next: blosc and zstd of a shard, 12 % "
-            "of the processor time",
+            bound="decoding, which the memmap leaves out, and the gather, twice: by shard and back "
+            "into the order; next: blosc and zstd of a shard, a tenth of the processor time",
         ),
         Figure(
             what="peak memory of that stream, 100 million rows",
