@@ -15,30 +15,31 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 @pytest.fixture
 def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("stream"), importlib.import_module("stream_large")
+    names = ("stream", "stream_large", "peer_layouts")
+    return tuple(importlib.import_module(name) for name in names)
 
 
 def test_peers_layouts_hold_the_labels_of_the_store(tmp_path, scripts):
     """Ids are equal, and probabilities to float16, by a seek and by a file."""
-    stream, _ = scripts
+    stream, _, peers = scripts
     store = stream.label_store(tmp_path / "store.zarr", 64)
     rows = np.array([5, 63, 0, 17])
     wanted = store.fetch(rows, np.zeros_like(rows))
-    stream.write_tinyvit(store, tmp_path / "records.bin")
-    stream.write_fkd(store, tmp_path / "fkd", 64)
-    ids, values = next(stream.read_fkd(tmp_path / "fkd", [rows]))
-    assert torch.equal(ids[:: stream.FKD_VIEWS], torch.from_numpy(wanted.ids))
+    peers.write_tinyvit(store, tmp_path / "records.bin")
+    peers.write_fkd(store, tmp_path / "fkd", 64)
+    ids, values = next(peers.read_fkd(tmp_path / "fkd", [rows]))
+    assert torch.equal(ids[:: peers.FKD_VIEWS], torch.from_numpy(wanted.ids))
     with (tmp_path / "records.bin").open("rb") as file:
-        records = [stream.TinyViTRecords(file, 64)[row] for row in rows.tolist()]
+        records = [peers.TinyViTRecords(file, 64)[row] for row in rows.tolist()]
     for at, (seed, found_ids, p) in enumerate(records):
         assert (seed.item(), found_ids.tolist()) == (rows[at], wanted.ids[at].tolist())
         np.testing.assert_allclose(p, np.exp(wanted.log_probs[at]), atol=1e-3)
-        np.testing.assert_allclose(values[at * stream.FKD_VIEWS], p, atol=1e-3)
+        np.testing.assert_allclose(values[at * peers.FKD_VIEWS], p, atol=1e-3)
 
 
 def test_a_store_of_repeated_shards_is_sound(tmp_path, scripts, monkeypatch):
     """Linked shards are read and checked in their own places, and the raw files hold the same."""
-    _, large = scripts
+    _, large, _ = scripts
     monkeypatch.setattr(large, "LAYOUT", (64, 16))
     store = large.repeated_store(tmp_path / "store.zarr", 64 * 6 + 10)
     raw = large.raw_files(store, tmp_path)
