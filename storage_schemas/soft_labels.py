@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from storage_schemas.soft_label_schema import SoftLabelSchema
 
+_BLOCK_ROWS = 4_096  # whose numbers stay in the processor's cache
+
 __all__ = ["DecodedLabels", "SoftLabelSchema", "decode", "encode", "encode_counts"]
 
 
@@ -182,7 +184,12 @@ def decode(
     if schema.selection == "sampled":
         log_probs, log_tail = _shares(schema, gaps)
     else:
-        log_probs, log_tail = _distributions(schema, absent, gaps, temperature, position)
+        log_probs = np.empty((len(gaps), schema.k), np.float32)
+        log_tail = np.empty(len(gaps), np.float32)
+        for start in range(0, len(gaps), _BLOCK_ROWS):
+            block = slice(start, start + _BLOCK_ROWS)
+            out = log_probs[block], log_tail[block]
+            _distributions(schema, absent[block], gaps[block], temperature, position, out)
     local = ids.astype(np.int64)
     if absent.any():
         local[absent] = -1
@@ -197,28 +204,66 @@ def _distributions(
     gaps: npt.NDArray[Any],
     temperature: float,
     position: int,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    out: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
+) -> None:
+    """Write log probabilities (B, K) and log tails (B,) to `out`.
+
+    Ranks lie along the first axis here: every step is then over B neighbouring numbers, not K.
+    """
     code, k = schema.encoding, schema.k
-    scaled = np.zeros((len(gaps), k), np.float32)
-    ranks = np.cumsum(gaps[:, : k - 1], axis=1, dtype=np.int32)
-    np.multiply(ranks, np.float32(-code["gap_step"] / temperature), out=scaled[:, 1:])
-    log_tail = np.full(len(gaps), -np.inf, np.float32)
+    log_probs, log_tail = out
+    # Sums of codes are whole numbers, exact in float32 below 2**24.
+    exact = np.float32 if k * schema.gaps_fill < 2**24 else np.float64
+    scaled = np.zeros((k, len(gaps)), exact)
+    scaled[1:] = gaps.T[: k - 1]
+    for rank in range(2, k):
+        scaled[rank] += scaled[rank - 1]
+    scaled[1:] *= np.float32(-code["gap_step"] / temperature)
+    scaled = scaled.astype(np.float32, copy=False)
+    log_tail[:] = -np.inf
     if schema.activation == "sigmoid":
         top = gaps[:, -1] * code["gap_step"] - code["top_offset"]
-        scaled += (top / temperature).astype(np.float32)[:, None]
-        return -np.logaddexp(np.float32(0), -scaled), log_tail
+        scaled += (top / temperature).astype(np.float32)
+        log_probs.T[:] = -np.logaddexp(np.float32(0), -scaled)
+        return
     has_tail = np.full(len(gaps), k < schema.num_classes)
     if schema.selection == "top_p":
-        scaled[:, 1:][absent[:, 1:]] = -np.inf
+        scaled[1:][absent.T[1:]] = -np.inf
         has_tail = (~absent).sum(axis=1) < schema.num_classes
-    total = np.exp(scaled).sum(axis=1)
+    total = _pairwise_sum(np.exp(scaled))
     if has_tail.any():
         tails = gaps[:, k - 1 + position].astype(np.float32)
-        log_tail = np.float32(code["tail_offset"]) - tails * np.float32(code["tail_step"])
+        log_tail[:] = np.float32(code["tail_offset"]) - tails * np.float32(code["tail_step"])
         log_tail[~has_tail] = -np.inf
         total += np.exp(log_tail)
     norm = np.log(total)
-    return scaled - norm[:, None], log_tail - norm
+    log_tail -= norm
+    np.subtract(scaled, norm, out=log_probs.T)
+
+
+def _pairwise_sum(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the sum of (n, B) over n, with the roundings of numpy's sum over a last axis of n.
+
+    So a label decodes to the same bits whichever way the ranks lie in memory.
+    """
+    total: npt.NDArray[np.float32]
+    n = len(values)
+    if n > 128:
+        half = n // 2 - n // 2 % 8
+        return _pairwise_sum(values[:half]) + _pairwise_sum(values[half:])
+    whole = n - n % 8
+    if whole:
+        lanes = values[:8].copy()
+        for start in range(8, whole, 8):
+            lanes += values[start : start + 8]
+        pairs = lanes[0::2] + lanes[1::2]
+        pairs = pairs[0::2] + pairs[1::2]
+        total = pairs[0] + pairs[1]
+    else:
+        whole, total = 1, values[0].copy()
+    for rest in values[whole:]:
+        total += rest
+    return total
 
 
 def _shares(

@@ -8,7 +8,6 @@ whatever the number of loader workers (DESIGN section 5).
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 Rows = npt.NDArray[np.int64]
+BATCHES_AT_ONCE = 32
 
 
 def _generator(seed: int, epoch: int, turn: int = 0, use: int = 0) -> np.random.Generator:
@@ -166,10 +166,12 @@ class BatchOrder:
         step = first_step
         while step < self.steps_per_epoch:
             turn, place = divmod(step, pool.steps_per_epoch)
-            left = self.steps_per_epoch - step
-            for rows in itertools.islice(pool._turn(epoch, turn, place), left):
-                yield self._with_views(rows[mine], epoch + turn)
-                step += 1
+            for images in pool._turn(epoch, turn, place):
+                images = images[: self.steps_per_epoch - step, mine]
+                yield from zip(*self._with_views(images, epoch + turn), strict=True)
+                step += len(images)
+                if step == self.steps_per_epoch:
+                    break
 
     def _pool(self, epoch: int) -> BatchOrder:
         """Return the order over the rows that an epoch draws from, at least one batch of them."""
@@ -186,7 +188,11 @@ class BatchOrder:
         )
 
     def _turn(self, epoch: int, turn: int, first_step: int) -> Iterator[Rows]:
-        """Yield the images of all whole batches of one pass over the rows, from a step on."""
+        """Yield the images of all whole batches of one pass over the rows, from a step on.
+
+        They come some batches at a time, (n, images per batch): what is done to each then costs
+        little beside the shuffle.
+        """
         size = self.images_per_batch
         skip = first_step * size
         rest = self.rows[:0]
@@ -194,7 +200,9 @@ class BatchOrder:
             rows = np.concatenate([rest, window[skip:]]) if len(rest) or skip else window
             skip = max(skip - len(window), 0)
             whole = len(rows) - len(rows) % size
-            yield from rows[:whole].reshape(-1, size)
+            batches = rows[:whole].reshape(-1, size)
+            for start in range(0, len(batches), BATCHES_AT_ONCE):
+                yield batches[start : start + BATCHES_AT_ONCE]
             rest = rows[whole:]
 
     def _windows(self, epoch: int, turn: int) -> Iterator[Rows]:
@@ -217,10 +225,12 @@ class BatchOrder:
         groups = max(size // group, 1)
         return min(group, size) * (groups * rank // self.world_size)
 
-    def _with_views(self, rows: Rows, epoch: int) -> tuple[Rows, Rows]:
+    def _with_views(self, images: Rows, epoch: int) -> tuple[Rows, Rows]:
+        """Return rows and views (n, batch) of the images (n, images per batch) of n batches."""
         if self.fresh_views:
-            return rows, np.full(len(rows), self.first_view + epoch, np.int64)
+            return images, np.full(images.shape, self.first_view + epoch, np.int64)
         m = self.views_per_image
+        rows = images.reshape(-1)
         draws = np.arange(m, dtype=np.int64)
         turn = epoch * m + draws[None, :] + rows[:, None]
         if self.available is None:
@@ -230,4 +240,5 @@ class BatchOrder:
             # The available views of each row first, ascending.
             in_turn = np.argsort(~there, axis=1, kind="stable")
             views = np.take_along_axis(in_turn, turn % there.sum(axis=1, keepdims=True), axis=1)
-        return np.repeat(rows, m), self.first_view + views.reshape(-1)
+        shape = (len(images), images.shape[1] * m)
+        return np.repeat(rows, m).reshape(shape), (self.first_view + views).reshape(shape)

@@ -1,10 +1,10 @@
 """The loader: images of a view joined with the targets of the same view.
 
 In: a map-style data set whose items are whole batches, and the torch DataLoader over the batch
-order from any step on. Left out: the order itself (epoch_order.py), pixels (view_reader.py) and
-targets (objectives). torch's DataLoader keeps the order whatever the number of workers; workers
-start by forkserver, since a fork after threads may hang, and each opens its own stores. They end
-with the process that they read for, however that ends.
+order from any step on, its batches joined with targets that are streamed beside it. Left out: the
+order itself (epoch_order.py), pixels (view_reader.py) and targets (objectives). torch's DataLoader
+keeps the order whatever the number of workers; workers start by forkserver, since a fork after
+threads may hang. They end with the process that they read for, however that ends.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import contextlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from pipeline.data.epoch_order import BatchOrder, Rows
 from pipeline.objectives.base import TargetBatch
 
 BatchIndex = tuple[Rows, Rows]
+StreamTargets = Callable[[Iterable[BatchIndex]], Generator[TargetBatch, None, None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,15 +60,19 @@ class BatchDataset(Dataset[Batch]):
     Args:
         read_images: (rows, views) -> (B, channels, S, S), e.g. `ViewReader.read`.
         fetch_targets: (rows, views) -> TargetBatch, e.g. `StoredSignals.fetch`.
+        stream_targets: The same for all batches of a run, e.g. `StoredSignals.stream`. A loader
+            then streams targets in the process that trains, and its workers read images alone.
     """
 
     def __init__(
         self,
         read_images: Callable[[Rows, Rows], Tensor],
         fetch_targets: Callable[[Rows, Rows], TargetBatch],
+        stream_targets: StreamTargets | None = None,
     ) -> None:
         self.read_images = read_images
         self.fetch_targets = fetch_targets
+        self.stream_targets = stream_targets
 
     def __getitem__(self, index: BatchIndex) -> Batch:
         rows, views = index
@@ -117,19 +122,23 @@ class EndWithOwner:
 
 
 def batch_loader(
-    dataset: Dataset[Batch],
+    dataset: BatchDataset,
     order: BatchOrder,
     *,
     epochs: int,
     first_step: int = 0,
     num_workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader[Batch]:
+) -> Iterable[Batch]:
     """Return a loader over all batches of `epochs` epochs from `first_step` on."""
-    return DataLoader(
+    index = _FromStep(order, epochs, first_step)
+    stream = dataset.stream_targets
+    if stream is not None:
+        dataset = BatchDataset(dataset.read_images, _no_targets)
+    loader: DataLoader[Batch] = DataLoader(
         dataset,
         batch_size=None,
-        sampler=_FromStep(order, epochs, first_step),
+        sampler=index,
         num_workers=num_workers,
         multiprocessing_context="forkserver" if num_workers else None,
         prefetch_factor=4 if num_workers else None,
@@ -139,3 +148,16 @@ def batch_loader(
         # run would go on with other dropout masks.
         generator=torch.Generator().manual_seed(0),
     )
+    return loader if stream is None else _joined(loader, stream, index)
+
+
+def _no_targets(rows: Rows, views: Rows) -> TargetBatch:
+    return TargetBatch()
+
+
+def _joined(
+    loader: DataLoader[Batch], stream: StreamTargets, index: Iterable[BatchIndex]
+) -> Iterator[Batch]:
+    with contextlib.closing(stream(index)) as targets:
+        for target, batch in zip(targets, loader, strict=True):
+            yield replace(batch, targets=target)

@@ -9,21 +9,27 @@ baseline in `benchmarks/`.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from pipeline.numerics.soft_label_batch import SoftLabelBatch
 from pipeline.objectives.base import BlockFeatureBatch, TargetBatch
+from pipeline.objectives.target_stream import BatchIndex, Rows, stream_targets
 
 if TYPE_CHECKING:
     from pipeline.store import BlockFeatureStore, SoftLabelStore
+    from storage_schemas.soft_labels import DecodedLabels
 
-Rows = npt.NDArray[np.int64]
 MixWeights = Callable[[Rows, Rows], tuple[Rows, npt.NDArray[np.float32]]]
+
+ROWS_AT_ONCE = 8_192
+BYTES_AT_ONCE = 2**24
 
 
 class SignalSource(abc.ABC):
@@ -87,8 +93,10 @@ class StoredSignals(SignalSource):
                 raise ValueError("routes must have one column per store")
             for store in self._stores:
                 store.schema.temperature_index(temperature)
-            self._slots = np.cumsum(routes, axis=1) - 1
-            self._depth = int(routes.sum(axis=1).max())
+            # (T, C + 1): which store fills each slot of a row of that class, -1 where none.
+            first = np.argsort(~routes, axis=1, kind="stable")[:, : int(routes.sum(axis=1).max())]
+            filled = np.take_along_axis(routes, first, axis=1)
+            self._teacher_of = np.ascontiguousarray(np.where(filled, first, -1).T)
             self._k = max(store.schema.k for store in self._stores)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -102,20 +110,58 @@ class StoredSignals(SignalSource):
             MissingLabelError: If a routed label has not been written.
             CorruptLabelError: If stored bytes disagree with their commit record.
         """
+        return self.fetch_batches([(rows, views)])[0]
+
+    def fetch_batches(self, batches: Sequence[BatchIndex]) -> list[TargetBatch]:
+        """Return the targets of n batches of B (rows, views) each, gathered and decoded together.
+
+        Raises:
+            MissingLabelError: If a routed label has not been written.
+            CorruptLabelError: If stored bytes disagree with their commit record.
+        """
         self._hold()
-        labels = self._labels[rows].astype(np.int64)
-        partner_labels = mix_weight = None
-        if self._mix_weights is not None and "labels" in self.provides:
-            partners, weights = self._mix_weights(rows, views)
-            partner_labels = torch.from_numpy(self._labels[partners].astype(np.int64))
-            mix_weight = torch.from_numpy(weights)
-        return TargetBatch(
-            labels=torch.from_numpy(labels) if "labels" in self.provides else None,
-            partner_labels=partner_labels,
-            mix_weight=mix_weight,
-            soft=self._soft(rows, views, labels) if self._stores else None,
-            rows=torch.from_numpy(rows.astype(np.int64)),
-            features=self._block_features(rows, views, labels) if self._features else None,
+        count = len(batches)
+        rows = np.concatenate([rows for rows, _ in batches])
+        views = np.concatenate([views for _, views in batches])
+        labels = self._labels.take(rows).astype(np.int64)
+        shape = (count, len(rows) // count)
+        fields: dict[str, Sequence[Any]] = {
+            "rows": _split(rows.astype(np.int64, copy=False).reshape(shape))
+        }
+        if "labels" in self.provides:
+            fields["labels"] = _split(labels.reshape(shape))
+            if self._mix_weights is not None:
+                partners, weights = self._mix_weights(rows, views)
+                partner_labels = self._labels.take(partners).astype(np.int64)
+                fields["partner_labels"] = _split(partner_labels.reshape(shape))
+                fields["mix_weight"] = _split(weights.reshape(shape))
+        if self._stores:
+            fields["soft"] = self._soft(rows, views, labels, count)
+        if self._features:
+            fields["features"] = self._block_features(rows, views, labels, count)
+        return [
+            TargetBatch(**dict(zip(fields, values, strict=True)))
+            for values in zip(*fields.values(), strict=True)
+        ]
+
+    def stream(self, batches: Iterable[BatchIndex]) -> Generator[TargetBatch, None, None]:
+        """Yield the targets of each of many (rows, views), fetched ahead (see `stream_targets`).
+
+        Raises:
+            MissingLabelError: If a routed label has not been written.
+            CorruptLabelError: If stored bytes disagree with their commit record.
+        """
+        self._hold()
+        most = max(BYTES_AT_ONCE // max(self._feature_bytes, 1), 1)
+        yield from stream_targets(self.fetch_batches, batches, rows_at_once=min(ROWS_AT_ONCE, most))
+
+    @property
+    def _feature_bytes(self) -> int:
+        """Bytes of the block features of one row, decoded."""
+        return 4 * sum(
+            math.prod(array.shape)
+            for store in self._features.values()
+            for array in store.schema.arrays
         )
 
     def _hold(self) -> None:
@@ -131,43 +177,72 @@ class StoredSignals(SignalSource):
         self._holds = True
 
     def _block_features(
-        self, rows: Rows, views: Rows, labels: Rows
-    ) -> dict[str, BlockFeatureBatch]:
+        self, rows: Rows, views: Rows, labels: Rows, count: int
+    ) -> list[dict[str, BlockFeatureBatch]]:
         assert self._routes is not None
-        batches = {}
+        batches: list[dict[str, BlockFeatureBatch]] = [{} for _ in range(count)]
         for index, store in self._features.items():
             present = self._routes[labels, index]
             found = store.fetch(rows[present], views[present])
             for array in store.schema.arrays:
                 values = np.zeros((len(rows), *array.shape), np.float32)
                 values[present] = found[array.name].values
-                batches[f"{store.schema.teacher}/{array.name}"] = BlockFeatureBatch(
-                    values=torch.from_numpy(values), present=torch.from_numpy(present)
+                shape = (count, len(rows) // count)
+                parts = zip(
+                    batches,
+                    _split(values.reshape(*shape, *array.shape)),
+                    _split(present.reshape(shape)),
+                    strict=True,
                 )
+                for batch, part, there in parts:
+                    batch[f"{store.schema.teacher}/{array.name}"] = BlockFeatureBatch(
+                        values=part, present=there
+                    )
         return batches
 
-    def _soft(self, rows: Rows, views: Rows, labels: Rows) -> SoftLabelBatch:
-        assert self._routes is not None
-        shape = (self._depth, len(rows), self._k)
-        ids = np.full(shape, -1, np.int64)
-        log_probs = np.full(shape, -np.inf, np.float32)
-        log_tail = np.full(shape[:2], -np.inf, np.float32)
-        teacher = np.full(shape[:2], -1, np.int64)
-        routed = self._routes[labels]
-        for index, store in enumerate(self._stores):
-            where = np.flatnonzero(routed[:, index])
-            if len(where) == 0:
-                continue
-            slot = self._slots[labels[where], index]
-            found = store.fetch(rows[where], views[where], temperature=self._temperature)
-            k = store.schema.k
-            ids[slot, where, :k] = found.ids
-            log_probs[slot, where, :k] = found.log_probs
-            log_tail[slot, where] = found.log_tail
-            teacher[slot, where] = index
-        return SoftLabelBatch(
-            ids=torch.from_numpy(ids),
-            log_probs=torch.from_numpy(log_probs),
-            log_tail=torch.from_numpy(log_tail),
-            teacher=torch.from_numpy(teacher),
+    def _soft(self, rows: Rows, views: Rows, labels: Rows, count: int) -> list[SoftLabelBatch]:
+        # Everything is (batch, slot, row of the batch), and `teacher` says which store fills what.
+        shape = (count, len(self._teacher_of), len(rows) // count)
+        slots = self._teacher_of.take(labels, axis=1).reshape(shape[1], count, shape[2])
+        teacher = np.ascontiguousarray(slots.swapaxes(0, 1)).reshape(-1)
+        if len(teacher) == len(rows) > 0 and (teacher == teacher[0]).all() and teacher[0] >= 0:
+            ids, log_probs, log_tail = self._padded(self._stores[teacher[0]], rows, views)
+        else:
+            ids = np.full((len(teacher), self._k), -1, np.int64)
+            log_probs = np.full((len(teacher), self._k), -np.inf, np.float32)
+            log_tail = np.full(len(teacher), -np.inf, np.float32)
+            row_of = np.broadcast_to(np.arange(len(rows)).reshape(count, 1, -1), shape).reshape(-1)
+            by_teacher = np.argsort(teacher.astype(np.int16), kind="stable")  # 16 bits: by radix
+            edges = np.searchsorted(teacher[by_teacher], np.arange(len(self._stores) + 1))
+            for index, store in enumerate(self._stores):
+                where = by_teacher[edges[index] : edges[index + 1]]
+                if len(where):
+                    at = row_of[where]
+                    found = self._padded(store, rows[at], views[at])
+                    ids[where], log_probs[where], log_tail[where] = found
+        parts = (
+            _split(ids.reshape(*shape, self._k)),
+            _split(log_probs.reshape(*shape, self._k)),
+            _split(log_tail.reshape(shape)),
+            _split(teacher.reshape(shape)),
         )
+        return [
+            SoftLabelBatch(ids=one, log_probs=two, log_tail=three, teacher=four)
+            for one, two, three, four in zip(*parts, strict=True)
+        ]
+
+    def _padded(self, store: SoftLabelStore, rows: Rows, views: Rows) -> DecodedLabels:
+        """Return the labels of a store, with as many ranks as the store with most of them."""
+        found = store.fetch(rows, views, temperature=self._temperature)
+        missing = ((0, 0), (0, self._k - store.schema.k))
+        if not any(missing[1]):
+            return found
+        return found._replace(
+            ids=np.pad(found.ids, missing, constant_values=-1),
+            log_probs=np.pad(found.log_probs, missing, constant_values=-np.inf),
+        )
+
+
+def _split(values: npt.NDArray[Any]) -> tuple[Tensor, ...]:
+    """Return one tensor for each batch of (batch, ...); they share their memory."""
+    return torch.from_numpy(values).unbind(0)

@@ -157,7 +157,7 @@ def _chunk_problem(file: BinaryIO, offset: int, length: int, form: ShardForm) ->
     elif compressor == "blosc":
         found = int.from_bytes(head[4:8], "little") if len(head) >= 16 else None
     else:
-        found = _zstd_size(head) if compressor == "zstd" else None
+        found = zstd_size(head) if compressor == "zstd" else None
         if found is None:  # not declared: decoded piece by piece, and no further than expected
             file.seek(offset)
             found = _streamed_size(compressor, file.read(length), expected)
@@ -167,7 +167,7 @@ def _chunk_problem(file: BinaryIO, offset: int, length: int, form: ShardForm) ->
     return f"must decode to {expected} bytes, got {got}"
 
 
-def _zstd_size(head: bytes) -> int | None:
+def zstd_size(head: bytes) -> int | None:
     """Return the content size that the header of a zstd frame declares (RFC 8878, 3.1.1.1)."""
     if len(head) < 6 or head[:4] != _ZSTD_MAGIC:
         return None

@@ -252,29 +252,28 @@ class ShardFiles:
     def read_ids(self, view: int, shard: int, crc: int) -> Array:
         """Read the ids of one shard and check them (see `SoftLabelStore.read_shard_ids`)."""
         self._check_place(view, shard)
-        values = self._decoded_bytes(view, shard)
-        if values is not None and shard_crc(self.schema, "ids", view, shard, values) == crc:
-            return values[: len(self.span(shard))]
         return self._read_whole("ids", view, shard, crc)
 
-    def _decoded_bytes(self, view: int, shard: int) -> Array | None:
-        if not is_plain(self._array("ids").metadata.to_dict()):
+    def _decoded_bytes(self, name: str, view: int, shard: int) -> Array | None:
+        """Return a whole shard straight from its bytes, or None where zarr must read it."""
+        if not is_plain(self._array(name).metadata.to_dict()):
             return None
-        schema = self.schema
+        schema, form = self.schema, self._form(name)
         try:
-            file = shard_file(self.path, "ids", view, shard)
-            content = read_whole(file, largest=largest_bytes(self._form("ids")))
+            file = shard_files(schema, self.path, view, shard)[name]
+            content = read_whole(file, largest=largest_bytes(form))
         except ValueError:
             return None
         except storage_errors():
             return None
-        ids = stored_array(schema, "ids")
+        array = stored_array(schema, name)
         return decode_shard_bytes(
             content,
-            (schema.shard_rows, ids.cell[0]),
+            (schema.shard_rows, *array.cell),
             schema.chunk_rows,
-            ids.dtype,
-            int(ids.fill),
+            array.dtype,
+            array.fill,
+            codec=form.codecs[0],
         )
 
     def read_gaps(self, view: int, shard: int, rows: range) -> Array:
@@ -301,6 +300,9 @@ class ShardFiles:
         return record
 
     def _read_whole(self, name: str, view: int, shard: int, crc: int) -> Array:
+        found = self._decoded_bytes(name, view, shard)
+        if found is not None and shard_crc(self.schema, name, view, shard, found) == crc:
+            return found[: len(self.span(shard))]
         values = self._decoded(name, view, shard, self.span(shard))
         got = shard_crc(self.schema, name, view, shard, values)
         if got != crc:

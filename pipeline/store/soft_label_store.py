@@ -161,7 +161,7 @@ class SoftLabelStore(ShardedStore[SoftLabelSchema]):
             SchemaMismatchError: If the temperature was not declared.
         """
         local = decode(self.schema, ids, gaps, temperature)
-        return local._replace(ids=self._global_ids[local.ids])
+        return local._replace(ids=self._global_ids.take(local.ids))
 
     def fetch(self, rows: Rows, views: Rows, *, temperature: float = 1.0) -> DecodedLabels:
         """Return the soft labels of (B,) rows and (B,) views as numpy arrays, with global ids.

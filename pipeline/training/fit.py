@@ -21,11 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import Dataset
 
 from pipeline.config import TrainingConfig
 from pipeline.data.epoch_order import BatchOrder
-from pipeline.data.loader import Batch, batch_loader
+from pipeline.data.loader import Batch, BatchDataset, batch_loader
 from pipeline.objectives.base import total_loss
 from pipeline.objectives.method import Stage
 from pipeline.store.lock import writer_lock
@@ -130,7 +129,7 @@ def _set_trainable(model: nn.Module, prefixes: tuple[str, ...]) -> None:
 def fit(
     model: nn.Module,
     stage: Stage,
-    dataset: Dataset[Batch],
+    dataset: BatchDataset,
     order: BatchOrder,
     config: TrainingConfig,
     folder: Path,
@@ -178,7 +177,7 @@ def fit(
 def _fit_alone(
     model: nn.Module,
     stage: Stage,
-    dataset: Dataset[Batch],
+    dataset: BatchDataset,
     order: BatchOrder,
     config: TrainingConfig,
     folder: Path,

@@ -15,11 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch.utils.data import Dataset
 
 from pipeline.config import StudentConfig, TrainingConfig
 from pipeline.data.epoch_order import BatchOrder
-from pipeline.data.loader import Batch
+from pipeline.data.loader import BatchDataset
 from pipeline.models.student import Student
 from pipeline.objectives.method import Method
 from pipeline.training.fit import FitResult, StepReport, fit
@@ -27,7 +26,7 @@ from pipeline.training.fit import FitResult, StepReport, fit
 
 def fit_stages(
     method: Method,
-    dataset: Dataset[Batch],
+    dataset: BatchDataset,
     order: BatchOrder,
     config: StudentConfig,
     folder: Path,

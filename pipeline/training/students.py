@@ -196,7 +196,7 @@ def train_student(
     )
     for stage in method.stages:
         stage.check_signals(signals.provides)
-    dataset = BatchDataset(reader.read, signals.fetch)
+    dataset = BatchDataset(reader.read, signals.fetch, signals.stream)
     result = fit_stages(
         method,
         dataset,

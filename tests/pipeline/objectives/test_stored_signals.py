@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import threading
 
 import numpy as np
 import pytest
 import torch
 
+from pipeline.data.epoch_order import BatchOrder
+from pipeline.data.loader import BatchDataset, batch_loader
 from pipeline.objectives.stored_signals import StoredSignals
 from pipeline.store import create_soft_labels
 from storage_schemas.errors import MissingLabelError
@@ -133,3 +136,70 @@ def test_a_copy_for_another_process_holds_its_own_labels(tmp_path, monkeypatch):
     assert len(held) == 1
     assert torch.equal(before.soft.ids, after.soft.ids)
     assert torch.equal(before.rows, torch.from_numpy(rows))
+
+
+def two_teachers(folder, held):
+    """Signals of two teachers that share some rows, one with fewer ranks."""
+    everything = make_store(folder, "all", range(CLASSES), range(len(LABELS)), k=3)
+    own = make_store(folder, "own", [0, 1, 2], [0, 1, 2, 3], k=2)
+    routes = routes_of((0, 1, 2), range(CLASSES + 1))
+    rows = np.arange(len(LABELS)) if held else None
+    return StoredSignals(LABELS, stores=[own, everything], routes=routes, held_rows=rows)
+
+
+def tensors(targets):
+    """All tensors of some targets."""
+    soft = targets.soft
+    return targets.rows, targets.labels, soft.ids, soft.log_probs, soft.log_tail, soft.teacher
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_stream_gives_what_batches_give_one_by_one(tmp_path, monkeypatch, held):
+    """Same order and bits, whatever is fetched at once, and every tensor in one piece."""
+    signals = two_teachers(tmp_path, held)
+    monkeypatch.setattr("pipeline.objectives.stored_signals.ROWS_AT_ONCE", 8)
+    order = BatchOrder(rows=np.arange(len(LABELS)), batch_size=3, views=2, seed=0)
+    batches = [batch for epoch in range(4) for batch in order.batches(epoch)]
+    streamed = list(signals.stream(batches))
+    assert len(streamed) == len(batches) == 12
+    for targets, (rows, views) in zip(streamed, batches, strict=True):
+        alone = signals.fetch(rows, views)
+        for one, other in zip(tensors(targets), tensors(alone), strict=True):
+            assert torch.equal(one, other)
+            assert one.is_contiguous()
+
+
+def test_an_error_of_a_stream_comes_in_its_turn(tmp_path, monkeypatch):
+    """Batches before a missing label are delivered; closing a stream ends its threads."""
+    monkeypatch.setattr("pipeline.objectives.stored_signals.ROWS_AT_ONCE", 1)
+    store = make_store(tmp_path, "a", [0, 1, 2], [0, 1], k=2)
+    signals = StoredSignals(LABELS, stores=[store], routes=routes_of((0, 1, 2)))
+    stream = signals.stream([(np.array([row]), np.array([0])) for row in (1, 0, 2, 1)])
+    assert [next(stream).rows.item() for _ in range(2)] == [1, 0]
+    with pytest.raises(MissingLabelError, match=r"rows \[2\]"):
+        next(stream)
+    stream = signals.stream([(np.array([1]), np.array([0]))] * 50)
+    next(stream)
+    stream.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("targets")]
+
+
+def test_a_loader_joins_images_with_streamed_targets(tmp_path):
+    """Each image meets the targets of its own row and view, from any step on."""
+    signals = two_teachers(tmp_path, held=True)
+    order = BatchOrder(rows=np.arange(len(LABELS)), batch_size=3, views=2, seed=0)
+
+    def images(rows, views):
+        return torch.from_numpy(rows + 100 * views)
+
+    loaders = [
+        batch_loader(BatchDataset(images, signals.fetch, stream), order, epochs=3, first_step=2)
+        for stream in (signals.stream, None)
+    ]
+    count = 0
+    for streamed, fetched in zip(*loaders, strict=True):
+        assert torch.equal(streamed.images, streamed.targets.rows + 100 * streamed.views)
+        for one, other in zip(tensors(streamed.targets), tensors(fetched.targets), strict=True):
+            assert torch.equal(one, other)
+        count += 1
+    assert count == 7

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,15 +92,19 @@ def test_too_many_pairs_keep_the_frequent_ones():
 def test_quick_reader_equals_zarr(full_store: SoftLabelStore):
     """The bytes of a shard decode to what zarr reads, in whole and in cut shards."""
     schema = full_store.schema
-    document = json.loads((full_store.path / "ids" / "zarr.json").read_text())
-    assert is_plain(document)
-    for view, shard in np.ndindex(2, 3):
-        content = shard_file(full_store.path, "ids", view, shard).read_bytes()
-        found = decode_shard_bytes(content, (128, schema.k), 32, schema.ids_dtype, schema.ids_fill)
-        assert found is not None
-        wanted = full_store.read_shard(view, shard)[0]
-        np.testing.assert_array_equal(found[: len(wanted)], wanted)
-        assert (found[len(wanted) :] == schema.ids_fill).all()
+    for array, codec in zip(schema.stored_arrays, ("blosc", "zstd"), strict=True):
+        document = json.loads((full_store.path / array.name / "zarr.json").read_text())
+        assert is_plain(document)
+        by_zarr = zarr.open_array(full_store.path / array.name, mode="r")
+        for view, shard in np.ndindex(2, 3):
+            content = shard_file(full_store.path, array.name, view, shard).read_bytes()
+            found = decode_shard_bytes(
+                content, (128, *array.cell), 32, array.dtype, array.fill, codec=codec
+            )
+            assert found is not None
+            wanted = np.asarray(by_zarr[view, 128 * shard : 128 * (shard + 1)])
+            np.testing.assert_array_equal(found[: len(wanted)], wanted)
+            assert (found[len(wanted) :] == array.fill).all()
 
 
 @pytest.mark.parametrize("change", ["flip", "cut", "empty", "swap"])
