@@ -45,13 +45,8 @@ class Batch:
     views: Tensor
 
     def pin_memory(self) -> Batch:
-        """Return the batch with its images in page-locked memory."""
-        return Batch(
-            images=self.images.pin_memory(),
-            targets=self.targets,
-            rows=self.rows,
-            views=self.views,
-        )
+        """Return the batch with images and targets in page-locked memory."""
+        return replace(self, images=self.images.pin_memory(), targets=self.targets.pin_memory())
 
 
 class BatchDataset(Dataset[Batch]):
@@ -148,7 +143,7 @@ def batch_loader(
         # run would go on with other dropout masks.
         generator=torch.Generator().manual_seed(0),
     )
-    return loader if stream is None else _joined(loader, stream, index)
+    return loader if stream is None else _joined(loader, stream, index, pin_memory)
 
 
 def _no_targets(rows: Rows, views: Rows) -> TargetBatch:
@@ -156,8 +151,11 @@ def _no_targets(rows: Rows, views: Rows) -> TargetBatch:
 
 
 def _joined(
-    loader: DataLoader[Batch], stream: StreamTargets, index: Iterable[BatchIndex]
+    loader: DataLoader[Batch],
+    stream: StreamTargets,
+    index: Iterable[BatchIndex],
+    pin_memory: bool,
 ) -> Iterator[Batch]:
     with contextlib.closing(stream(index)) as targets:
         for target, batch in zip(targets, loader, strict=True):
-            yield replace(batch, targets=target)
+            yield replace(batch, targets=target.pin_memory() if pin_memory else target)

@@ -7,8 +7,9 @@ method (one file per paper) and where targets come from (stored_signals.py).
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,10 @@ class BlockFeatureBatch:
             present=self.present.to(device, non_blocking=non_blocking),
         )
 
+    def pin_memory(self) -> BlockFeatureBatch:
+        """Return the features in page-locked memory."""
+        return BlockFeatureBatch(values=self.values.pin_memory(), present=self.present.pin_memory())
+
 
 @dataclass(frozen=True, kw_only=True)
 class TargetBatch:
@@ -88,21 +93,21 @@ class TargetBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TargetBatch:
         """Return the targets on another device."""
+        return self._each(lambda part: part.to(device, non_blocking=non_blocking))
 
-        def move(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(device, non_blocking=non_blocking)
+    def pin_memory(self) -> TargetBatch:
+        """Return the targets in page-locked memory, from where a GPU copies while it computes."""
+        return self._each(lambda part: part.pin_memory())
 
-        return replace(
-            self,
-            labels=move(self.labels),
-            partner_labels=move(self.partner_labels),
-            mix_weight=move(self.mix_weight),
-            rows=move(self.rows),
-            soft=None if self.soft is None else self.soft.to(device, non_blocking=non_blocking),
-            features=None
-            if self.features is None
-            else {k: v.to(device, non_blocking=non_blocking) for k, v in self.features.items()},
-        )
+    def _each(self, change: Callable[[Any], Any]) -> TargetBatch:
+        changed: dict[str, Any] = {}
+        for name in (one.name for one in fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, Mapping):
+                changed[name] = {key: change(part) for key, part in value.items()}
+            elif value is not None:
+                changed[name] = change(value)
+        return TargetBatch(**changed)
 
 
 @dataclass(frozen=True, kw_only=True)

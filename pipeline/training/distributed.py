@@ -120,4 +120,9 @@ def _progress_file(path: Path) -> Callable[[int, int, Mapping[str, float]], None
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is written. Threads of the process group may outlive it, and when the interpreter is taken
+    # down around them, now and then one aborts the process: a run that is done would have failed.
+    os._exit(code)
