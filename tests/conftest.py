@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import signal
 import subprocess
 import tempfile
 import uuid
@@ -18,6 +19,15 @@ import pytest
 
 from pipeline.durable_files import free_bytes
 from pipeline.locations import bucket_of, location
+
+
+def pytest_configure() -> None:
+    """Let commands be interrupted also where a shell runs the tests in the background.
+
+    Such a shell lets them ignore SIGINT, and they hand that on to every command that they start.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

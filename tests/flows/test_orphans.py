@@ -15,11 +15,9 @@ from flows.orphans import MARK
 
 ROOT = Path(__file__).parents[2]
 COMMAND = """
-import signal, subprocess, sys, time
+import subprocess, sys, time
 from flows.orphans import end_with_this_process
 
-# A shell that runs tests in the background lets them ignore it.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 end_with_this_process()
 end_with_this_process()
 # A child that does not care for SIGTERM and has a child of its own.
