@@ -48,12 +48,15 @@ def table(group: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
     """Return one group as lines of Markdown."""
     metric, rows = group["metric"], results["rows"]
     seeds = max(len(row["by_seed"]) for row in rows.values())
+    # All are also compared in what most papers report.
+    metrics = [metric, *({"top1"} - {metric})]
     lines = [
         f"**{group['title']}** ({results['classes']:,} classes, {seeds} "
         f"seed{'s' * (seeds != 1)}, {results['machine']['date']})",
         "",
-        f"| row | {metric} | gain | parameters | MFLOPs |",
-        "| --- | --- | --- | --- | --- |",
+        f"| row | {' | '.join(metrics)} | gain{f' in {metric}' * (metric != 'top1')} | "
+        "parameters | MFLOPs |",
+        "| --- |" + " --- |" * (len(metrics) + 3),
     ]
     for name, row in group["rows"].items():
         if name not in rows:
@@ -67,7 +70,7 @@ def table(group: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
             if "target" in row:
                 gain += f" (target {row['target']:+g})"
         lines.append(
-            f"| {name} | {shown([f[metric] for f in found])} | {gain} | "
+            f"| {name} | {' | '.join(shown([f[m] for f in found]) for m in metrics)} | {gain} | "
             f"{found[0]['parameters'] / 1e6:.2f} M | {found[0]['flops'] / 1e6:.0f} |"
         )
     return [*lines, ""]
@@ -91,7 +94,7 @@ def plot(groups: Mapping[str, Any], results: Mapping[str, Any], path: Path) -> N
         axes.errorbar(mean, place, xerr=error, fmt="o", color=colours[name], capsize=3)
     axes.set_yticks(range(len(entries)), [f"{n}: {row}" for n, row, *_ in reversed(entries)])
     axes.axvline(0, color="0.6", linewidth=1)
-    axes.set_xlabel("points gained over the row's control (mean and standard error over seeds)")
+    axes.set_xlabel("points gained over the row's control\n(mean and standard error over seeds)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
     pyplot.close(figure)
