@@ -149,7 +149,7 @@ def main() -> None:
                 target=1.03,
                 against="a bare loop of the same teacher and loader; with the demo's teacher of "
                 f"32 pixels {glyphs['ratio_label_to_bare']['median']:.2f} (no target)",
-                bound="the teacher's forward; next decoding",
+                bound="not profiled; by what runs, the teacher's forward; next decoding",
             ),
             Figure(
                 what="peak memory of labelling, ResNet-18 at 224 pixels",
@@ -157,8 +157,8 @@ def main() -> None:
                 must_be="at most",
                 target=1.2,
                 against="the process of the bare loop",
-                bound="torch and the teacher's activations, which both hold; next the shards "
-                "that are being filled and written",
+                bound="not profiled; torch and the teacher's activations, which both hold; "
+                "next the shards that are being filled and written",
             ),
         ],
     )

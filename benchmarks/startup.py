@@ -1,8 +1,8 @@
 """How long the command takes to start: real processes, one after the other.
 
-`concentrate --help`, and `concentrate plan` on the demo's project, whose 13,488 images are listed
-already and of which nothing is labelled. Both with a warm bytecode cache; beside them an
-interpreter that does nothing.
+`concentrate --help`, and `concentrate plan` on the demo's project, whose images are listed already
+and of which nothing is labelled. Both with a warm bytecode cache; beside them an interpreter that
+does nothing.
 
     python benchmarks/startup.py
 """
@@ -40,24 +40,28 @@ def main() -> None:
     medians = {name: round(statistics.median(times), 3) for name, times in seconds.items()}
     figures = [
         Figure(
-            what="concentrate --help",
-            value=medians["help"],
+            what=what,
+            value=medians[name],
             must_be="at most",
-            target=0.5,
+            target=target,
             unit="s",
             against=f"an interpreter that does nothing: {medians['interpreter']} s",
-            bound="importing typer and rich, three quarters; next our verbs' signatures",
-        ),
-        Figure(
-            what="concentrate plan, the demo's project",
-            value=medians["plan"],
-            must_be="at most",
-            target=2.0,
-            unit="s",
-            against=f"an interpreter that does nothing: {medians['interpreter']} s",
-            bound="importing zarr, pyarrow, pydantic's models and fontTools, two thirds; "
-            "next listing the images",
-        ),
+            bound=bound,
+        )
+        for name, what, target, bound in (
+            (
+                "help",
+                "concentrate --help",
+                0.5,
+                "importing typer and rich; next our verbs' signatures",
+            ),
+            (
+                "plan",
+                "concentrate plan, the demo's project",
+                2.0,
+                "importing zarr, pyarrow, pydantic's models and fontTools; next listing images",
+            ),
+        )
     ]
     record(
         "startup",
