@@ -186,10 +186,11 @@ def decode(
     else:
         log_probs = np.empty((len(gaps), schema.k), np.float32)
         log_tail = np.empty(len(gaps), np.float32)
+        code = schema.encoding
         for start in range(0, len(gaps), _BLOCK_ROWS):
             block = slice(start, start + _BLOCK_ROWS)
             out = log_probs[block], log_tail[block]
-            _distributions(schema, absent[block], gaps[block], temperature, position, out)
+            _distributions(schema, code, absent[block], gaps[block], temperature, position, out)
     local = ids.astype(np.int64)
     if absent.any():
         local[absent] = -1
@@ -200,6 +201,7 @@ def decode(
 
 def _distributions(
     schema: SoftLabelSchema,
+    code: dict[str, float],
     absent: npt.NDArray[np.bool_],
     gaps: npt.NDArray[Any],
     temperature: float,
@@ -210,7 +212,7 @@ def _distributions(
 
     Ranks lie along the first axis here: every step is then over B neighbouring numbers, not K.
     """
-    code, k = schema.encoding, schema.k
+    k = schema.k
     log_probs, log_tail = out
     # Sums of codes are whole numbers, exact in float32 below 2**24.
     exact = np.float32 if k * schema.gaps_fill < 2**24 else np.float64
@@ -226,15 +228,16 @@ def _distributions(
         scaled += (top / temperature).astype(np.float32)
         log_probs.T[:] = -np.logaddexp(np.float32(0), -scaled)
         return
-    has_tail = np.full(len(gaps), k < schema.num_classes)
+    all_kept: npt.NDArray[np.bool_] | None = None  # top_k: of all rows or of none
     if schema.selection == "top_p":
         scaled[1:][absent.T[1:]] = -np.inf
-        has_tail = (~absent).sum(axis=1) < schema.num_classes
+        all_kept = (~absent).sum(axis=1) == schema.num_classes
     total = _pairwise_sum(np.exp(scaled))
-    if has_tail.any():
+    if k < schema.num_classes or all_kept is not None:
         tails = gaps[:, k - 1 + position].astype(np.float32)
         log_tail[:] = np.float32(code["tail_offset"]) - tails * np.float32(code["tail_step"])
-        log_tail[~has_tail] = -np.inf
+        if all_kept is not None:
+            log_tail[all_kept] = -np.inf
         total += np.exp(log_tail)
     norm = np.log(total)
     log_tail -= norm

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MixWeights = Callable[[Rows, Rows], tuple[Rows, npt.NDArray[np.float32]]]
 
-ROWS_AT_ONCE = 8_192
+ROWS_AT_ONCE = 16_384
 BYTES_AT_ONCE = 2**24
 
 
@@ -169,11 +169,14 @@ class StoredSignals(SignalSource):
         if self._holds or self._to_hold is None or self._routes is None:
             return
         classes = self._labels[self._to_hold]
-        held: list[tuple[int, SoftLabelStore | BlockFeatureStore]] = list(enumerate(self._stores))
-        for index, store in held + list(self._features.items()):
+        for index in {*range(len(self._stores)), *self._features}:
             own = self._routes[classes, index]
+            rows = self._to_hold[own]
             views = None if self._held_views is None else self._held_views[own]
-            store.hold(self._to_hold[own], views)
+            if index < len(self._stores):
+                self._stores[index].hold(rows, views, temperature=self._temperature)
+            if index in self._features:
+                self._features[index].hold(rows, views)
         self._holds = True
 
     def _block_features(

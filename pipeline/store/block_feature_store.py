@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from pipeline.locations import is_local, location
 from pipeline.store.fitted_constants import Fitted, altered_constant, read_constant
+from pipeline.store.held_rows import HeldRows
 from pipeline.store.opening import create_store, read_stored
 from pipeline.store.row_reader import Rows, ShardCache
 from pipeline.store.sharded_store import ShardedStore
@@ -111,7 +112,7 @@ class BlockFeatureStore(ShardedStore[BlockFeatureSchema]):
             StoreError: If the store cannot be written.
         """
         record = self._files.write(view, shard, *values)
-        self._rows.forget(view, shard)
+        self._forget(view, shard)
         return record
 
     # --- reading ----------------------------------------------------------------------------
@@ -144,7 +145,7 @@ class BlockFeatureStore(ShardedStore[BlockFeatureSchema]):
             MissingLabelError: If one of them has not been written.
             CorruptLabelError: If stored bytes disagree with their commit record.
         """
-        self._rows.hold(rows, views)
+        self._held = HeldRows(self._files, rows, views, kept=lambda stored: stored)
 
     def fetch(self, rows: Rows, views: Rows) -> dict[str, DecodedFeatures]:
         """Return the features of (B,) rows and (B,) views by array.
@@ -156,7 +157,9 @@ class BlockFeatureStore(ShardedStore[BlockFeatureSchema]):
             CorruptLabelError: If stored bytes disagree with their commit record.
             StoreError: If a row or view is not in the store.
         """
-        stored = self._rows.fetch(rows, views)
+        stored = self._held.gather(rows, views) if self._held is not None else None
+        if stored is None:
+            stored = self._rows.fetch(rows, views)
         return {
             array.name: decode(array, codes, self._range(array.name))
             for array, codes in zip(self.schema.arrays, stored, strict=True)

@@ -1,8 +1,8 @@
 """Rows of any shards and views, with the shards in use held in memory.
 
-In: `ShardCache`, stored shards in memory, `RowIndex`, where a row stands among those that are
-held, and `RowReader`, the gather over them. Left out:
-decoding (storage_schemas) and the order of rows (pipeline.data.epoch_order).
+In: `ShardCache`, stored shards in memory, and `RowReader`, the gather over them. Left out: rows
+that stay in memory (held_rows.py), decoding (storage_schemas) and the order of rows
+(pipeline.data.epoch_order).
 
 Values stay as stored in memory: a label takes 48 bytes at K = 16.
 """
@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.store.asked_rows import check_rows, check_views, refuse_absent
 from pipeline.store.shards import Array, ShardFiles
-from storage_schemas.errors import MissingLabelError, StoreError
 
 Rows = npt.NDArray[np.int64]
 
 
 DEFAULT_CACHE_BYTES = 256 * 2**20
-LARGEST_TABLE_SPAN = 4  # times the rows; a label takes six times an entry
 
 Place = tuple[Path, int, int]
 """Store, view and shard."""
@@ -94,38 +93,6 @@ def _entry_bytes(entry: Entry) -> int:
     return sum(values.nbytes for values in entry[1])
 
 
-class RowIndex:
-    """Where each of some ascending rows stands among them.
-
-    A table of the rows' span, or a binary search where they lie so far apart that the table would
-    take more memory than what they are an index of.
-
-    Args:
-        rows: (n,) ascending.
-    """
-
-    def __init__(self, rows: Rows) -> None:
-        self._rows = rows
-        self._first = int(rows[0]) if len(rows) else 0
-        self._table: npt.NDArray[np.int64] | None = None
-        span = int(rows[-1]) - self._first + 1 if len(rows) else 0
-        if span <= LARGEST_TABLE_SPAN * len(rows):
-            self._table = np.full(span, -1, np.int64)
-            self._table[rows - self._first] = np.arange(len(rows))
-
-    def find(self, rows: Rows) -> Rows | None:
-        """Return the position of each row, or None when one of them is not there."""
-        if self._table is not None:
-            place = rows - self._first
-            if len(self._table) == 0 or place.min() < 0 or place.max() >= len(self._table):
-                return None
-            position = self._table.take(place)
-            return position if position.min() >= 0 else None
-        position = np.searchsorted(self._rows, rows)
-        position[position == len(self._rows)] = 0
-        return position if np.array_equal(self._rows[position], rows) else None
-
-
 class RowReader:
     """Gathers stored rows.
 
@@ -138,48 +105,13 @@ class RowReader:
         self._files = files
         self._cache = cache
         self._arrays = files.schema.stored_arrays
-        self._held: tuple[RowIndex, int, tuple[Array, ...]] | None = None
-        self._holds_all = True
 
     def _empty(self, *shape: int) -> tuple[Array, ...]:
         return tuple(array.empty(*shape) for array in self._arrays)
 
-    def hold(self, rows: Rows, views: npt.NDArray[np.bool_] | None = None) -> None:
-        """Keep the values of these ascending rows in memory, whatever they take.
-
-        A batch is then one gather; without it, one for each shard and view that it touches.
-
-        Args:
-            rows: (n,) ascending.
-            views: (n, V) bool, which of their views; None: all.
-
-        Raises:
-            MissingLabelError: If one of them has not been written.
-            CorruptLabelError: If stored bytes disagree with their commit record.
-        """
-        schema = self._files.schema
-        held = self._empty(schema.num_views, len(rows))
-        edges = np.searchsorted(rows, np.arange(schema.num_shards + 1) * schema.shard_rows)
-        for view in range(schema.num_views):
-            wanted = np.ones(len(rows), np.bool_) if views is None else views[:, view]
-            for shard in np.flatnonzero(np.diff(edges)).tolist():
-                low, high = edges[shard : shard + 2].tolist()
-                where = low + np.flatnonzero(wanted[low:high])
-                if not len(where):
-                    continue
-                inside = rows[where] - shard * schema.shard_rows
-                for values, found in zip(held, self._files.read(view, shard), strict=True):
-                    values[view, where] = found[inside]
-            self._refuse_absent(held[0][view, wanted], rows[wanted], np.full(wanted.sum(), view))
-        # One axis of (view, row): a gather along one axis is twice as fast as one along two.
-        flat = tuple(values.reshape(-1, *values.shape[2:]) for values in held)
-        self._held = (RowIndex(rows), len(rows), flat)
-        self._holds_all = views is None
-
     def forget(self, view: int, shard: int) -> None:
         """Drop one shard from memory, since it was written."""
         self._cache.drop((self._files.path, view, shard))
-        self._held = None
 
     def _shard(self, view: int, shard: int, *, wait: bool) -> Entry | None:
         """Return a shard's written span, from memory when it can.
@@ -219,25 +151,8 @@ class RowReader:
         schema = self._files.schema
         if len(rows) == 0:
             return self._empty(0)
-        if rows.min() < 0 or rows.max() >= schema.num_rows:
-            raise StoreError(
-                f"{self._files.path}: rows must be in 0..{schema.num_rows - 1}, got {rows.min()}.."
-                f"{rows.max()}; grow the store and label again"
-            )
-        if views.min() < 0 or views.max() >= schema.num_views:
-            raise StoreError(
-                f"{self._files.path}: views must be in 0..{schema.num_views - 1}, got "
-                f"{views.min()}..{views.max()}"
-            )
-        if self._held is not None:
-            index, count, held = self._held
-            position = index.find(rows)
-            if position is not None:
-                position += views * count
-                gathered = tuple(values.take(position, axis=0) for values in held)
-                if not self._holds_all:
-                    self._refuse_absent(gathered[0], rows, views)
-                return gathered
+        check_rows(self._files, rows)
+        check_views(self._files, views)
         places = views * schema.num_shards + rows // schema.shard_rows
         order = _stable_order(places)
         places, by_shard = places[order], rows[order]
@@ -263,7 +178,7 @@ class RowReader:
         back = np.empty_like(order)
         back[order] = np.arange(len(order))
         found = tuple(values.take(back, axis=0) for values in found)
-        self._refuse_absent(found[0], rows, views)
+        refuse_absent(self._files, found[0], rows, views)
         return found
 
     def _gather(self, entry: Entry, rows: Rows, out: tuple[Array, ...]) -> None:
@@ -279,13 +194,3 @@ class RowReader:
         for values, stored in zip(out, shard_values, strict=True):
             # All are inside: `clip` only spares numpy a copy of `out`.
             stored.take(inside, axis=0, out=values, mode="clip")
-
-    def _refuse_absent(self, first: Array, rows: Rows, views: Rows) -> None:
-        schema = self._files.schema
-        bad = np.flatnonzero(self._arrays[0].absent(first))
-        if len(bad):
-            raise MissingLabelError(
-                f"{self._files.path}: {len(bad)} of {len(rows)} labels were not written, e.g. rows "
-                f"{rows[bad[:5]].tolist()}, views {views[bad[:5]].tolist()}; run "
-                f"`concentrate label --teacher {schema.teacher}`"
-            )

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.store.growth import grow_store
+from pipeline.store.held_rows import HeldRows
 from pipeline.store.row_reader import RowReader, ShardCache
 from pipeline.store.shards import ShardFiles
 from storage_schemas.block_features import BlockFeatureSchema
@@ -41,6 +42,7 @@ class ShardedStore(Generic[Schema]):
         self.schema = schema
         self._files = ShardFiles(self.path, schema)
         self._rows = RowReader(self._files, self._cache)
+        self._held: HeldRows | None = None
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.path)!r}, teacher={self.schema.teacher!r})"
@@ -68,7 +70,12 @@ class ShardedStore(Generic[Schema]):
     def discard_shard(self, view: int, shard: int) -> None:
         """Remove the commit record of a damaged shard, so that it is written again."""
         self._files.discard(view, shard)
+        self._forget(view, shard)
+
+    def _forget(self, view: int, shard: int) -> None:
+        """Keep nothing in memory of a shard that is no longer the same."""
         self._rows.forget(view, shard)
+        self._held = None
 
     def grow(self, num_rows: int) -> None:
         """Make room for more rows; what is there stays valid. One process at a time.

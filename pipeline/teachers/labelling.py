@@ -77,7 +77,7 @@ def _loaded_teacher(
     """Load a teacher once a process; the digest is part of the key, so new weights are seen."""
     network = build_classifier(builder, num_classes, json.loads(builder_args))
     load_weights(network, weights)
-    return placed_network(network.eval().requires_grad_(False), device)
+    return placed_network(network.eval().requires_grad_(False), torch.device(device))
 
 
 def load_teacher(spec: TeacherSpec, device: torch.device) -> nn.Module:

@@ -129,7 +129,9 @@ def test_a_copy_for_another_process_holds_its_own_labels(tmp_path, monkeypatch):
     signals = StoredSignals(LABELS, stores=stores, routes=routes_of([3]), held_rows=rows)
     before = signals.fetch(rows, np.zeros_like(rows))
     held = []
-    monkeypatch.setattr(type(stores[0]), "hold", lambda self, rows, views: held.append(rows))
+    monkeypatch.setattr(
+        type(stores[0]), "hold", lambda self, rows, views, temperature: held.append(rows)
+    )
     signals.fetch(rows, np.zeros_like(rows))
     assert not held
     after = pickle.loads(pickle.dumps(signals)).fetch(rows, np.zeros_like(rows))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.store import SoftLabelStore, open_soft_labels
-from pipeline.store.row_reader import RowIndex
+from pipeline.store.held_rows import RowIndex
 from storage_schemas.errors import StoreError
 
 
@@ -35,7 +35,7 @@ def test_a_view_outside_the_store_is_refused(full_store: SoftLabelStore, held: b
     if held:
         full_store.hold(np.arange(full_store.schema.num_rows))
     with pytest.raises(StoreError, match="view"):
-        full_store.fetch_quantised(rows, np.full(3, view))
+        full_store.fetch(rows, np.full(3, view))
 
 
 def test_threads_read_each_shard_once(full_store: SoftLabelStore, monkeypatch):
