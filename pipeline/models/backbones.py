@@ -6,6 +6,7 @@ networks halve such images too often.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -51,6 +52,7 @@ class _GlyphNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return (B, num_classes) logits of (B, in_channels, S, S) images."""
+        images = images.contiguous(memory_format=torch.channels_last)
         grid = self.pool(self.blocks(self.stem(images)))
         logits: Tensor = self.fc(self.dropout(grid.flatten(1)))
         return logits

@@ -20,7 +20,6 @@ import torch
 
 from pipeline.config import Project
 from pipeline.data.view_reader import ViewReader
-from pipeline.devices import placed_images
 from pipeline.store import SoftLabelStore
 from pipeline.store.published import SPLIT_NAMES
 from pipeline.teachers.agreement import (
@@ -194,7 +193,7 @@ def audit_store(
         part = slice(start, start + spec.config.batch_size)
         rows, views = drawn.rows[part], drawn.views[part]
         with torch.inference_mode():
-            output = network(placed_images(reader.read(rows, views), device))
+            output = network(reader.read(rows, views).to(device))
             logits = checked_logits(output, spec, rows, int(views[0]))
         stored, dense = (drawn.ids[part], drawn.gaps[part]), logits.double().cpu().numpy()
         fresh_ids[part], fresh_gaps[part] = coded(schema, logits, rows, views)

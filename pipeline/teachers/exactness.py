@@ -20,7 +20,6 @@ from pipeline.config import Project
 from pipeline.data import open_source
 from pipeline.data.routing import routed_rows, split_recipe
 from pipeline.data.view_reader import ViewReader
-from pipeline.devices import placed_images
 from pipeline.numerics.exactness import (
     dense_log_probs,
     exact_label,
@@ -120,7 +119,7 @@ def measure_exactness(
     for images in row_batches(project, reader, spec, rows, [0], device):
         batch = rows[done : done + images.shape[1]]
         with torch.inference_mode():
-            output = teacher(placed_images(images[0], device))
+            output = teacher(images[0].to(device, non_blocking=True))
             logits = checked_logits(output, spec, batch, 0).cpu()
             for start in range(0, len(batch), at_once):
                 part = slice(start, start + at_once)

@@ -21,7 +21,6 @@ from torch import nn
 
 from pipeline.config import Project
 from pipeline.data.routing import routed_rows, split_recipe
-from pipeline.devices import placed_images
 from pipeline.store import (
     BlockFeatureStore,
     SoftLabelStore,
@@ -239,7 +238,7 @@ def _fitted(
             for images in row_batches(project, reader, spec, mine, [view], device):
                 batch = mine[done : done + images.shape[1]]
                 with torch.inference_mode():
-                    network(placed_images(images[0], device))
+                    network(images[0].to(device, non_blocking=True))
                     for config in configs:
                         maps = finite_maps(taps[config.name], spec, config, batch, view)
                         wanted = np.isin(batch, pairs[config.name][0])

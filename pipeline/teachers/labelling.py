@@ -32,7 +32,6 @@ from pipeline.config import Project
 from pipeline.data import open_source
 from pipeline.data.routing import mix_pools, routed_rows, split_recipe
 from pipeline.data.view_reader import ViewReader
-from pipeline.devices import placed_images, placed_network
 from pipeline.models.builders import build_classifier, probe
 from pipeline.models.weights import load_weights
 from pipeline.numerics import draw_counts, nucleus, sparsify
@@ -77,7 +76,7 @@ def _loaded_teacher(
     """Load a teacher once a process; the digest is part of the key, so new weights are seen."""
     network = build_classifier(builder, num_classes, json.loads(builder_args))
     load_weights(network, weights)
-    return placed_network(network.eval().requires_grad_(False), torch.device(device))
+    return network.eval().requires_grad_(False).to(device)
 
 
 def load_teacher(spec: TeacherSpec, device: torch.device) -> nn.Module:
@@ -206,7 +205,7 @@ def label_shards(
                 places = batch - item.shard * store.schema.shard_rows
                 for position, view in enumerate(item.views):
                     with torch.inference_mode():
-                        output = teacher(placed_images(images[position], device))
+                        output = teacher(images[position].to(device, non_blocking=True))
                         logits = checked_logits(output, spec, batch, view, item.shard)
                         if view not in item.only_features:
                             values = coded(store.schema, logits, batch, view)

@@ -25,7 +25,6 @@ from torch.optim.swa_utils import AveragedModel
 from pipeline.config import TrainingConfig
 from pipeline.data.epoch_order import BatchOrder
 from pipeline.data.loader import Batch, BatchDataset, batch_loader
-from pipeline.devices import placed_images, placed_network
 from pipeline.objectives.base import total_loss
 from pipeline.objectives.method import Stage
 from pipeline.store.lock import writer_lock
@@ -188,7 +187,7 @@ def _fit_alone(
     check_lock: Callable[[], None],
 ) -> FitResult:
     total_steps = stage.epochs * order.steps_per_epoch
-    placed_network(model, device)
+    model.to(device)
     stage.objective.to(device)
     _set_trainable(model, stage.trains)
     if device.type == "cuda":
@@ -196,7 +195,7 @@ def _fit_alone(
     torch.manual_seed(config.seed)
     run = _Run(model, stage, config, total_steps)
     if run.average is not None:
-        placed_network(run.average, device)
+        run.average.to(device)
     checkpoints = folder / "checkpoints"
     found = load_newest_checkpoint(checkpoints, map_location=device)
     first_step = run.load(found) if found is not None else 0
@@ -257,7 +256,7 @@ def _fit_alone(
 def _step(
     run: _Run, batch: Batch, config: TrainingConfig, device: torch.device
 ) -> dict[str, Tensor]:
-    images = placed_images(batch.images, device)
+    images = batch.images.to(device, non_blocking=True)
     targets = batch.targets.to(device, non_blocking=True)
     terms = run.terms(images, targets)
     loss = total_loss(terms)

@@ -26,7 +26,6 @@ from pipeline.data.decoding import decode_image
 from pipeline.data.loader import EndWithOwner
 from pipeline.data.view_reader import ViewReader
 from pipeline.data.views import render
-from pipeline.devices import placed_images, placed_network
 from pipeline.models.student import Student, build_student
 from pipeline.models.weights import read_safetensors
 from pipeline.training.fit import pick_device
@@ -104,7 +103,7 @@ def predict_rows(
     if len(rows) == 0:
         raise DataError("there is no labelled test image; set data.test_fraction or data.test_root")
     device = pick_device(project.runtime.device)
-    student = placed_network(load_student(run, space), device)
+    student = load_student(run, space).to(device)
     reader = ViewReader(
         open_source(project.data, project.workspace),
         manifest.keys,
@@ -123,7 +122,7 @@ def predict_rows(
     logits = []
     with torch.inference_mode():
         for images in loader:
-            logits.append(student(placed_images(images, device)).logits.float().cpu())
+            logits.append(student(images.to(device)).logits.float().cpu())
             if report is not None:
                 report(len(logits), len(batches))
     whole = torch.cat(logits)
