@@ -43,9 +43,11 @@ class ObjectiveSettings(Settings, abc.ABC):
 
     Attributes:
         hides_labels: The student is not told the hard labels, though the images have some.
+        by_rows: Its terms are means over rows, each of which its own logits and targets decide.
     """
 
     hides_labels: ClassVar[bool] = False
+    by_rows: ClassVar[bool] = False
 
     @property
     @abc.abstractmethod

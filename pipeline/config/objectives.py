@@ -26,6 +26,7 @@ class HardLabels(ObjectiveSettings):
     """The control: cross-entropy with the human labels."""
 
     reads: ClassVar[frozenset[str]] = frozenset()
+    by_rows: ClassVar[bool] = True
 
     name: Literal["hard_labels"]
     label_smoothing: Fraction = 0.0
@@ -35,6 +36,7 @@ class MultiLabel(ObjectiveSettings):
     """The control of sigmoid students: binary cross-entropy with labels and their ancestors."""
 
     reads: ClassVar[frozenset[str]] = frozenset()
+    by_rows: ClassVar[bool] = True
     activation: ClassVar[Literal["sigmoid"]] = "sigmoid"
 
     name: Literal["multi_label"]
@@ -44,6 +46,7 @@ class SoftLabels(ObjectiveSettings):
     """Sparse KL to the teachers' soft labels over all classes."""
 
     reads: ClassVar[frozenset[str]] = frozenset({"soft"})
+    by_rows: ClassVar[bool] = True
 
     name: Literal["soft_labels"]
     temperature: float = Field(1.0, gt=0)
@@ -60,6 +63,7 @@ class KnowledgeConcentration(ObjectiveSettings):
     """Knowledge Concentration (Gao et al. 2017), in either of two forms."""
 
     reads: ClassVar[frozenset[str]] = frozenset({"soft"})
+    by_rows: ClassVar[bool] = True
 
     name: Literal["knowledge_concentration"]
     form: Literal["softmax", "sigmoid"] = "softmax"

@@ -61,7 +61,7 @@ class StructurallyConnectedHead(Settings):
 
 
 # Settings that came after the first runs: a run that does not use one keeps its fingerprint.
-_LEFT_OUT_UNLESS_SET = ("auxiliary", "curriculum", "samples_per_class")
+_LEFT_OUT_UNLESS_SET = ("auxiliary", "curriculum", "samples_per_class", "fused_classifier")
 
 
 class StudentConfig(TrainingConfig):
@@ -86,6 +86,11 @@ class StudentConfig(TrainingConfig):
     )
     samples_per_class: PositiveInt | None = Field(
         None, description="images of one class that share a batch; null: as the shuffle has it"
+    )
+    fused_classifier: bool = Field(
+        False,
+        description="logits and loss of a few rows at a time, so that a batch of 100,000 classes "
+        "takes a tenth of the memory; for a linear head and losses that are means over rows",
     )
     views_per_image: PositiveInt = Field(1, description="views drawn from one decoded image")
     devices: PositiveInt = Field(
@@ -133,6 +138,20 @@ class StudentConfig(TrainingConfig):
         doubles = sorted({name for name in names if names.count(name) > 1})
         if doubles:
             raise ValueError(f"objective and auxiliary must differ, got {doubles} more than once")
+        return self
+
+    @model_validator(mode="after")
+    def _classifier_can_be_fused(self) -> StudentConfig:
+        if not self.fused_classifier:
+            return self
+        if self.head.name != "linear":
+            raise ValueError(f"fused_classifier needs head linear, got {self.head.name!r}")
+        if not self.objective.by_rows or self.auxiliary:
+            raise ValueError(
+                "fused_classifier needs an objective whose terms are means over rows (hard_labels, "
+                "multi_label, soft_labels, knowledge_concentration) and no auxiliary term, got "
+                f"{[term.name for term in (self.objective, *self.auxiliary)]}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -48,9 +48,14 @@ class Student(nn.Module):
 
     def forward(self, images: Tensor) -> StudentOutput:
         """Return logits, features and tapped blocks of (B, channels, S, S) images."""
-        features = self.backbone(images)
+        features = self.features(images)
         blocks = self._taps.take()
         return StudentOutput(logits=self.head(features), features=features, blocks=blocks)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return the (B, D) features that the head reads."""
+        features: Tensor = self.backbone(images)
+        return features
 
     def tap(self, names: Sequence[str]) -> None:
         """Choose whose outputs are in `StudentOutput.blocks` from now on.

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# float32: a block and its probabilities fill 2 MiB of cache. A GPU wants few and large kernels.
-_BLOCK_ELEMENTS = {"cpu": 1 << 18}
+# float32: a block and its probabilities fill 8 MiB of cache. A GPU wants few and large kernels.
+_BLOCK_ELEMENTS = {"cpu": 1 << 20}
 _BLOCK_ELEMENTS_ELSEWHERE = 1 << 26
 
 

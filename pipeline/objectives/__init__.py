@@ -80,6 +80,7 @@ def build_method(inputs: MethodInputs, name: str) -> Method:
         name=name,
         objective=objective,
         epochs=inputs.config.epochs,
+        fused_classifier=inputs.config.fused_classifier,
         order=curriculum_order(inputs),
     )
     return Method(network=inputs.student, stages=(stage,))

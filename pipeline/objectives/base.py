@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +66,10 @@ class BlockFeatureBatch:
             present=self.present.to(device, non_blocking=non_blocking),
         )
 
+    def __getitem__(self, part: slice) -> BlockFeatureBatch:
+        """Return the features of some of the B samples, without a copy."""
+        return BlockFeatureBatch(values=self.values[part], present=self.present[part])
+
     def pin_memory(self) -> BlockFeatureBatch:
         """Return the features in page-locked memory."""
         return BlockFeatureBatch(values=self.values.pin_memory(), present=self.present.pin_memory())
@@ -90,6 +94,12 @@ class TargetBatch:
     soft: SoftLabelBatch | None = None
     features: Mapping[str, BlockFeatureBatch] | None = None
     rows: Tensor | None = None
+
+    def part(self, part: slice) -> TargetBatch:
+        """Return the targets of some of the B samples, without a copy."""
+        return self._each(
+            lambda one: one.rows(part) if isinstance(one, SoftLabelBatch) else one[part]
+        )
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> TargetBatch:
         """Return the targets on another device."""
@@ -166,6 +176,29 @@ class Objective(nn.Module, abc.ABC):
         Only a network whose forward takes them, e.g. `AdaptedStudent`, may be trained so.
         """
         return {}
+
+
+@runtime_checkable
+class SumsOverRows(Protocol):
+    """An objective each of whose terms is a sum over rows, divided by a count of rows.
+
+    A row's part depends on its own logits and targets alone, so that the logits of a batch need
+    not exist at one time.
+    """
+
+    def row_counts(self, targets: TargetBatch) -> dict[str, Tensor]:
+        """Return (B,) what each row counts in each term.
+
+        Raises:
+            TrainingError: If a target is missing.
+        """
+
+    def row_terms(self, logits: Tensor, targets: TargetBatch) -> dict[str, Tensor]:
+        """Return (B,) what each row adds to each term, 0 where it does not count.
+
+        Raises:
+            TrainingError: If a target is missing.
+        """
 
 
 def total_loss(terms: Mapping[str, Tensor]) -> Tensor:

@@ -12,22 +12,39 @@ from torch.nn import functional
 
 from pipeline.config import HardLabels
 from pipeline.objectives.base import LabelContext, Objective, StudentOutput, TargetBatch
-from pipeline.objectives.targets import batch_mean, required_labels
+from pipeline.objectives.targets import batch_mean, mean_terms, required_labels
 
 _UNLABELLED = -1
 
 
-def hard_label_loss(
+def hard_label_counts(targets: TargetBatch, objective: str) -> Tensor:
+    """Return (B,) float32 what each row counts: the weight of its labels.
+
+    Args:
+        targets: Must hold `labels`; `partner_labels` and `mix_weight` where images were mixed.
+        objective: Who asks, for the error message.
+
+    Raises:
+        TrainingError: If there are no hard labels.
+    """
+    labelled = (required_labels(targets, objective) != _UNLABELLED).float()
+    if targets.partner_labels is None or targets.mix_weight is None:
+        return labelled
+    mix = targets.mix_weight.float()
+    return mix * labelled + (1 - mix) * (targets.partner_labels != _UNLABELLED)
+
+
+def hard_label_terms(
     logits: Tensor, targets: TargetBatch, objective: str, *, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Return the mean cross-entropy over the labelled images.
+    """Return (B,) the cross-entropy of each row, 0 where it is unlabelled.
 
     A mixed image counts its two labels with the weights of its two images. Unlabelled images
     (-1) count nothing.
 
     Args:
         logits: (B, C).
-        targets: Must hold `labels`; `partner_labels` and `mix_weight` where images were mixed.
+        targets: As for `hard_label_counts`.
         objective: Who asks, for the error message.
         label_smoothing: Share of the target spread over all classes.
 
@@ -46,13 +63,22 @@ def hard_label_loss(
             label_smoothing=label_smoothing,
         )
 
-    weight = (labels != _UNLABELLED).to(logits.dtype)
     if targets.partner_labels is None or targets.mix_weight is None:
-        return batch_mean(terms(labels).sum(), weight.sum())
-    partners, mix = targets.partner_labels, targets.mix_weight.to(logits.dtype)
-    weight = mix * weight + (1 - mix) * (partners != _UNLABELLED)
-    loss = mix * terms(labels) + (1 - mix) * terms(partners)
-    return batch_mean(loss.sum(), weight.sum())
+        return terms(labels)
+    mix = targets.mix_weight.to(logits.dtype)
+    return mix * terms(labels) + (1 - mix) * terms(targets.partner_labels)
+
+
+def hard_label_loss(
+    logits: Tensor, targets: TargetBatch, objective: str, *, label_smoothing: float = 0.0
+) -> Tensor:
+    """Return the mean of `hard_label_terms` over the labelled images.
+
+    Raises:
+        TrainingError: If there are no hard labels.
+    """
+    terms = hard_label_terms(logits, targets, objective, label_smoothing=label_smoothing)
+    return batch_mean(terms.sum(), hard_label_counts(targets, objective).sum())
 
 
 class HardLabelObjective(Objective):
@@ -69,10 +95,17 @@ class HardLabelObjective(Objective):
         Raises:
             TrainingError: If there are no hard labels.
         """
-        loss = hard_label_loss(
-            output.logits,
-            targets,
-            self._config.name,
-            label_smoothing=self._config.label_smoothing,
-        )
-        return {"task_loss": loss}
+        return mean_terms(self, output.logits, targets)
+
+    def row_counts(self, targets: TargetBatch) -> dict[str, Tensor]:
+        """See `SumsOverRows`."""
+        return {"task_loss": hard_label_counts(targets, self._config.name)}
+
+    def row_terms(self, logits: Tensor, targets: TargetBatch) -> dict[str, Tensor]:
+        """See `SumsOverRows`."""
+        config = self._config
+        return {
+            "task_loss": hard_label_terms(
+                logits, targets, config.name, label_smoothing=config.label_smoothing
+            )
+        }

@@ -30,9 +30,9 @@ from torch import Tensor
 from pipeline.config import KnowledgeConcentration
 from pipeline.numerics import factorised_kl, sparse_bce
 from pipeline.objectives.base import LabelContext, Objective, StudentOutput, TargetBatch
-from pipeline.objectives.hard_labels import hard_label_loss
-from pipeline.objectives.multi_label import LabelClosure, multi_label_loss
-from pipeline.objectives.targets import Supports, labelled_mean, required_soft_labels
+from pipeline.objectives.hard_labels import hard_label_counts, hard_label_terms
+from pipeline.objectives.multi_label import LabelClosure, multi_label_counts, multi_label_terms
+from pipeline.objectives.targets import Supports, mean_terms, required_soft_labels, taught
 
 
 class KnowledgeConcentrationObjective(Objective):
@@ -51,29 +51,49 @@ class KnowledgeConcentrationObjective(Objective):
         Raises:
             TrainingError: If a target is missing.
         """
+        return mean_terms(self, output.logits, targets)
+
+    def row_counts(self, targets: TargetBatch) -> dict[str, Tensor]:
+        """See `SumsOverRows`."""
+        config = self._config
+        rows = taught(required_soft_labels(targets, config.name))
+        if config.form == "sigmoid":
+            counts = {"kd_loss": rows}
+        else:
+            counts = dict.fromkeys(("vertical_loss", "kd_loss", "vertical_probability"), rows)
+        if config.hard_weight:
+            count = multi_label_counts if config.form == "sigmoid" else hard_label_counts
+            counts["task_loss"] = count(targets, config.name)
+        return counts
+
+    def row_terms(self, logits: Tensor, targets: TargetBatch) -> dict[str, Tensor]:
+        """See `SumsOverRows`."""
         config = self._config
         if config.form == "sigmoid":
-            return self._sigmoid(output.logits, targets)
+            return self._sigmoid(logits, targets)
         soft = required_soft_labels(targets, config.name)
-        supports = self._supports.table(output.logits)
         log_mass, divergence = factorised_kl(
-            output.logits, soft, supports, temperature=config.temperature, tail=config.tail
+            logits,
+            soft,
+            self._supports.table(logits),
+            temperature=config.temperature,
+            tail=config.tail,
         )
         terms = {
-            "vertical_loss": -config.vertical_weight * labelled_mean(log_mass, soft),
-            "kd_loss": config.temperature**2 * labelled_mean(divergence, soft),
-            "vertical_probability": labelled_mean(log_mass.detach().exp(), soft),
+            "vertical_loss": -config.vertical_weight * log_mass,
+            "kd_loss": config.temperature**2 * divergence,
+            "vertical_probability": log_mass.detach().exp() * taught(soft),
         }
         if config.hard_weight:
-            task = hard_label_loss(output.logits, targets, config.name)
+            task = hard_label_terms(logits, targets, config.name)
             terms["task_loss"] = config.hard_weight * task
         return terms
 
     def _sigmoid(self, logits: Tensor, targets: TargetBatch) -> dict[str, Tensor]:
         config = self._config
         soft = required_soft_labels(targets, config.name)
-        terms = {"kd_loss": labelled_mean(sparse_bce(logits, soft), soft)}
+        terms = {"kd_loss": sparse_bce(logits, soft) * taught(soft)}
         if config.hard_weight:
-            task = multi_label_loss(logits, targets, self._closure, config.name)
+            task = multi_label_terms(logits, targets, self._closure, config.name)
             terms["task_loss"] = config.hard_weight * task
         return terms

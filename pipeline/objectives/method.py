@@ -45,6 +45,8 @@ class Stage:
         name: Names its folder of checkpoints and its log.
         objective: Its loss, with any parameters of its own.
         epochs: Passes over the rows.
+        fused_classifier: Logits and loss of a few rows at a time; for a `Student` with a linear
+            head, and an objective that is `SumsOverRows`.
         trains: Prefixes of the network's parameter names that learn; empty string: all.
         order: From the order of a plain epoch to the order of this stage.
         training: Optimizer, schedule and the like; None: those of the student.
@@ -55,6 +57,7 @@ class Stage:
     name: str
     objective: Objective
     epochs: int
+    fused_classifier: bool = False
     trains: tuple[str, ...] = ("",)
     order: Callable[[BatchOrder], BatchOrder] = _unchanged_order
     training: TrainingConfig | None = None

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from pipeline.config import MultiLabel
 from pipeline.objectives.base import LabelContext, Objective, StudentOutput, TargetBatch
-from pipeline.objectives.targets import batch_mean, required_labels
+from pipeline.objectives.targets import mean_terms, required_labels
 
 _UNLABELLED = -1
 
@@ -36,10 +36,19 @@ class LabelClosure:
         return torch.where(counts, logits.gather(1, classes.clamp(min=0)), 0.0).sum(dim=1)
 
 
-def multi_label_loss(
+def multi_label_counts(targets: TargetBatch, objective: str) -> Tensor:
+    """Return (B,) bool which rows are labelled.
+
+    Raises:
+        TrainingError: If there are no hard labels.
+    """
+    return required_labels(targets, objective) != _UNLABELLED
+
+
+def multi_label_terms(
     logits: Tensor, targets: TargetBatch, closure: LabelClosure, objective: str
 ) -> Tensor:
-    """Return the mean binary cross-entropy over the labelled images.
+    """Return (B,) the binary cross-entropy of each row, 0 where it is unlabelled.
 
     Args:
         logits: (B, C).
@@ -56,9 +65,7 @@ def multi_label_loss(
     if targets.partner_labels is not None and targets.mix_weight is not None:
         mix = targets.mix_weight.to(logits.dtype)
         agreed = mix * agreed + (1 - mix) * closure.summed(logits, targets.partner_labels)
-    labelled = labels != _UNLABELLED
-    loss = (functional.softplus(logits).sum(dim=1) - agreed) * labelled
-    return batch_mean(loss.sum(), labelled.sum())
+    return (functional.softplus(logits).sum(dim=1) - agreed) * (labels != _UNLABELLED)
 
 
 class MultiLabelObjective(Objective):
@@ -76,5 +83,13 @@ class MultiLabelObjective(Objective):
         Raises:
             TrainingError: If there are no hard labels.
         """
+        return mean_terms(self, output.logits, targets)
+
+    def row_counts(self, targets: TargetBatch) -> dict[str, Tensor]:
+        """See `SumsOverRows`."""
+        return {"task_loss": multi_label_counts(targets, self._config.name)}
+
+    def row_terms(self, logits: Tensor, targets: TargetBatch) -> dict[str, Tensor]:
+        """See `SumsOverRows`."""
         name = self._config.name
-        return {"task_loss": multi_label_loss(output.logits, targets, self._closure, name)}
+        return {"task_loss": multi_label_terms(logits, targets, self._closure, name)}

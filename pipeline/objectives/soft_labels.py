@@ -12,8 +12,8 @@ from torch import Tensor
 from pipeline.config import SoftLabels
 from pipeline.numerics import sparse_kl
 from pipeline.objectives.base import LabelContext, Objective, StudentOutput, TargetBatch
-from pipeline.objectives.hard_labels import hard_label_loss
-from pipeline.objectives.targets import Supports, labelled_mean, required_soft_labels
+from pipeline.objectives.hard_labels import hard_label_counts, hard_label_terms
+from pipeline.objectives.targets import Supports, mean_terms, required_soft_labels, taught
 
 
 class SoftLabelObjective(Objective):
@@ -31,17 +31,28 @@ class SoftLabelObjective(Objective):
         Raises:
             TrainingError: If a target is missing.
         """
+        return mean_terms(self, output.logits, targets)
+
+    def row_counts(self, targets: TargetBatch) -> dict[str, Tensor]:
+        """See `SumsOverRows`."""
         config = self._config
-        soft = required_soft_labels(targets, config.name)
+        counts = {"kd_loss": taught(required_soft_labels(targets, config.name))}
+        if config.hard_weight:
+            counts["task_loss"] = hard_label_counts(targets, config.name)
+        return counts
+
+    def row_terms(self, logits: Tensor, targets: TargetBatch) -> dict[str, Tensor]:
+        """See `SumsOverRows`."""
+        config = self._config
         divergence = sparse_kl(
-            output.logits,
-            soft,
-            self._supports.table(output.logits),
+            logits,
+            required_soft_labels(targets, config.name),
+            self._supports.table(logits),
             temperature=config.temperature,
             tail=config.tail,
         )
-        terms = {"kd_loss": config.temperature**2 * labelled_mean(divergence, soft)}
+        terms = {"kd_loss": config.temperature**2 * divergence}
         if config.hard_weight:
-            task = hard_label_loss(output.logits, targets, config.name)
+            task = hard_label_terms(logits, targets, config.name)
             terms["task_loss"] = config.hard_weight * task
         return terms

@@ -9,7 +9,7 @@ import torch.distributed
 from torch import Tensor
 
 from pipeline.numerics import SoftLabelBatch, SupportTable
-from pipeline.objectives.base import BlockFeatureBatch, LabelContext, TargetBatch
+from pipeline.objectives.base import BlockFeatureBatch, LabelContext, SumsOverRows, TargetBatch
 from storage_schemas.errors import TrainingError
 
 
@@ -108,7 +108,20 @@ def rows_of_all_ranks(values: Tensor) -> tuple[Tensor, int]:
     return torch.cat(found), sum(counts[:rank])
 
 
+def mean_terms(objective: SumsOverRows, logits: Tensor, targets: TargetBatch) -> dict[str, Tensor]:
+    """Return the terms of an objective, from all logits of a batch."""
+    counts = objective.row_counts(targets)
+    return {
+        name: batch_mean(values.sum(), counts[name].sum())
+        for name, values in objective.row_terms(logits, targets).items()
+    }
+
+
+def taught(soft: SoftLabelBatch) -> Tensor:
+    """Return (B,) which rows have a teacher."""
+    return (soft.teacher >= 0).any(dim=0)
+
+
 def labelled_mean(values: Tensor, soft: SoftLabelBatch) -> Tensor:
     """Return the mean of (B,) values over the rows that have a teacher."""
-    labelled = (soft.teacher >= 0).any(dim=0)
-    return batch_mean((values * labelled).sum(), labelled.sum())
+    return batch_mean((values * taught(soft)).sum(), taught(soft).sum())

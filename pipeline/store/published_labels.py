@@ -90,15 +90,14 @@ class PublishedLabels:
         return total
 
     def held_bytes(self, manifest: Manifest, split: int) -> int:
-        """Return the memory that all labels of a split take, as stored."""
+        """Return the memory that all labels of a split take where they are held."""
         assert self.routes is not None
-        total = 0
-        for index, store in enumerate(self.stores):
-            schema = store.schema
-            rows = routed_rows(manifest, split, self.routes[:, index])
-            shards = len(np.unique(rows // schema.shard_rows))
-            total += shards * schema.shard_rows * schema.num_views * schema.label_bytes
-        return total
+        return sum(
+            len(routed_rows(manifest, split, self.routes[:, index]))
+            * store.schema.num_views
+            * store.held_label_bytes
+            for index, store in enumerate(self.stores)
+        )
 
 
 def commits_digest(store: SoftLabelStore | BlockFeatureStore) -> str:

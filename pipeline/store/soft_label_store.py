@@ -143,6 +143,16 @@ class SoftLabelStore(ShardedStore[SoftLabelSchema]):
         ids, gaps = self._rows.fetch(rows, views)
         return ids, gaps
 
+    @property
+    def _held_ids_dtype(self) -> np.dtype[np.signedinteger[Any]]:
+        """Smallest type of global ids and -1."""
+        return np.min_scalar_type(-int(self.label_map.global_ids.max()) - 1)
+
+    @property
+    def held_label_bytes(self) -> int:
+        """Memory that a label takes where it is held."""
+        return self.schema.k * (self._held_ids_dtype.itemsize + 4) + 4
+
     def hold(
         self,
         rows: Rows,
@@ -164,13 +174,11 @@ class SoftLabelStore(ShardedStore[SoftLabelSchema]):
             CorruptLabelError: If stored bytes disagree with their commit record.
             SchemaMismatchError: If the temperature was not declared.
         """
-        largest = max(int(self.label_map.global_ids.max()), 1)
-        ids_dtype = np.min_scalar_type(-largest)  # signed: no class is -1
 
         def kept(stored: tuple[Array, ...]) -> tuple[Array, ...]:
             ids, gaps = stored
             found = self.decode(ids, gaps, temperature)
-            return found.ids.astype(ids_dtype), found.log_probs, found.log_tail
+            return found.ids.astype(self._held_ids_dtype), found.log_probs, found.log_tail
 
         self._held = HeldRows(self._files, rows, views, kept)
         self._held_temperature = temperature

@@ -29,7 +29,7 @@ from pipeline.objectives.base import total_loss
 from pipeline.objectives.method import Stage
 from pipeline.store.lock import writer_lock
 from pipeline.training.checkpoints import load_newest_checkpoint, save_checkpoint
-from pipeline.training.loss_terms import LossTerms
+from pipeline.training.loss_terms import build_loss_terms
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.optimization import build_average, build_optimizer, build_schedule
 from pipeline.training.ranks import (
@@ -81,7 +81,7 @@ class _Run:
         self.optimizer = build_optimizer(config.optimizer, (model, stage.objective))
         self.schedule: LambdaLR = build_schedule(config.schedule, self.optimizer, total_steps)
         self.average: AveragedModel | None = build_average(model, config.ema_decay)
-        self.terms = average_gradients(LossTerms(model, stage.objective, config.precision))
+        self.terms = average_gradients(build_loss_terms(model, stage, config.precision))
         self.started = time.perf_counter()
         self.seconds_before = 0.0
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from pipeline.config import ObjectiveConfig
 from pipeline.data.loader import Batch
 from pipeline.models.student import Student
+from pipeline.numerics.fused_classifier import _BLOCK_LOGITS
 from pipeline.objectives import METHODS, OBJECTIVES, MethodInputs, Stage, build_method
-from pipeline.objectives.base import StudentOutput, TargetBatch, total_loss
-from pipeline.training.loss_terms import LossTerms
+from pipeline.objectives.base import StudentOutput, SumsOverRows, TargetBatch, total_loss
+from pipeline.training.loss_terms import FusedLossTerms, LossTerms
 from storage_schemas.errors import TrainingError
 
 SETTINGS = get_args(get_args(ObjectiveConfig)[0])
@@ -89,6 +90,7 @@ class Case:
     ) -> None:
         objective = {"name": name.partition(" ")[0], **CASES[name]}
         student = {"auxiliary": objective.pop("auxiliary", ()), "objective": objective}
+        self.auxiliary = bool(student["auxiliary"])
         self._inputs = lambda seed: small_student(student, seed)
         inputs = self._inputs(0)
         self.settings, self.provides = inputs.config.objective, inputs.signals.provides
@@ -266,6 +268,26 @@ def test_what_is_not_needed_may_be_absent(case: Case) -> None:
         spare = dict.fromkeys({"labels", "soft", "features"} - stage.objective.needs)
         fewer = dataclasses.replace(case.batch.targets, **spare)
         assert_same(at_rest(stage, output, case.batch.targets), at_rest(stage, output, fewer))
+
+
+def test_terms_over_rows_are_those_of_a_fused_classifier(case: Case, monkeypatch) -> None:
+    """Logits of two rows at a time give the terms and gradients of all at once; others refuse."""
+    monkeypatch.setitem(_BLOCK_LOGITS, "cpu", 10)  # two rows of five classes
+    for stage, network in case.stages():
+        by_rows = isinstance(stage.objective, SumsOverRows) and isinstance(network, Student)
+        assert by_rows or case.auxiliary or not case.settings.by_rows
+        if not by_rows:
+            with pytest.raises(TypeError, match="needs"):
+                FusedLossTerms(network, stage.objective, "float32")
+            continue
+        found = []
+        for kind in (LossTerms, FusedLossTerms):
+            torch.manual_seed(5)
+            terms = kind(network, stage.objective, "float32")(case.batch.images, case.batch.targets)
+            network.zero_grad()
+            total_loss(terms).backward()
+            found.append((terms, {name: p.grad for name, p in network.named_parameters()}))
+        torch.testing.assert_close(*found)
 
 
 def test_half_precision_outputs(case: Case) -> None:
