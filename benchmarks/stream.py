@@ -4,8 +4,9 @@ One view is in memory. Batches of 256 come in the order of `BatchOrder` through
 `StoredSignals.stream`, which `train_student` reads: rows, hard labels, global ids, log
 probabilities and tails, decoded, as tensors. A label is one (row, view) pair, K = 16.
 
-Beside it, in turn: numpy `take` of the stored codes, which leaves decoding to somebody else, and
-of arrays that were decoded before, four times as large; a reader of TinyViT's layout (one file of
+What is held in memory was decoded when it was read: 100 bytes a label. Beside it, in turn: numpy
+`take` of the stored codes, half as large, which leaves decoding to somebody else, and of decoded
+int64 and float32 arrays, twice as large; a reader of TinyViT's layout (one file of
 fixed records, a seek and a read a sample); and one of FKD's (a file of `torch.save` an image, its
 coordinates, flips, ids and values).
 
@@ -182,10 +183,10 @@ def figures(found: dict[str, Any]) -> list[Figure]:
     """Return what the table of the suite shows."""
     times = {name: ratio["median"] for name, ratio in found["stream_times"].items()}
     bound = (
-        "decoding and class ids, two fifths of the processor time; next: the gather and the "
-        "shuffle, a fifth each, then six tensors a batch"
+        "the gather with int64 ids, and the tensors of each batch, a third of the processor time "
+        "each; the shuffle, before which no batch can be asked for, a quarter"
     )
-    take_bound = "decoding, which take leaves out; next: the gather, equal on both sides"
+    take_bound = "as above: take has the same shuffle, and neither int64 ids nor batches"
     peer_bound = "Python and system calls for every label, which the stream has for 8,192"
     return [
         Figure(
@@ -218,7 +219,7 @@ def figures(found: dict[str, Any]) -> list[Figure]:
                     "take of decoded arrays",
                     "take of decoded",
                     0.5,
-                    "numpy take of int64 ids and float32 values, four times the memory",
+                    "numpy take of int64 ids and float32 values, twice the memory",
                     bound,
                 ),
                 (
