@@ -39,7 +39,10 @@ def reverse_gradient(values: Tensor, weight: float) -> Tensor:
 
 
 class Discriminator(nn.Module):
-    """Three linear layers, each half as wide as the one before, with ReLU between them.
+    """Three linear layers with ReLU between them; the inner ones are D / 2 and D / 4 wide.
+
+    They are never narrower than 64 and 32: of the ten classes of a stored label two units would
+    be left, and units so few are often all silent from the start.
 
     Args:
         width: D, of what it looks at.
@@ -47,7 +50,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        half, quarter = max(1, width // 2), max(1, width // 4)
+        half, quarter = max(64, width // 2), max(32, width // 4)
         self.layers = nn.Sequential(
             nn.Linear(width, half),
             nn.ReLU(),
