@@ -1,4 +1,4 @@
-"""Rows of shards in memory: where they stand, and that threads read a shard once."""
+"""Rows of shards in memory: which are refused, and that threads read a shard once."""
 
 from __future__ import annotations
 
@@ -8,34 +8,14 @@ import numpy as np
 import pytest
 
 from pipeline.store import SoftLabelStore, open_soft_labels
-from pipeline.store.held_rows import RowIndex
 from storage_schemas.errors import StoreError
 
 
-@pytest.mark.parametrize("rows", [[4, 5, 6], [2, 3, 7, 9], [0, 10**9], []])
-def test_rows_are_found_where_they_stand(rows):
-    """By a table or by search; a row that is not there gives nothing."""
-    held = np.array(rows, np.int64)
-    index = RowIndex(held)
-    if rows:
-        found = index.find(held[::-1])
-        assert found is not None
-        assert found.tolist() == list(range(len(rows)))[::-1]
-        for absent in (held[0] - 1, held[-1] + 1, held[0] + 4):
-            assert index.find(np.array([held[0], absent])) is None
-    else:
-        assert index.find(np.array([3])) is None
-
-
-@pytest.mark.parametrize("held", [False, True])
 @pytest.mark.parametrize("view", [-1, 2])
-def test_a_view_outside_the_store_is_refused(full_store: SoftLabelStore, held: bool, view: int):
+def test_a_view_outside_the_store_is_refused(full_store: SoftLabelStore, view: int):
     """It is never read as another view's label."""
-    rows = np.arange(3)
-    if held:
-        full_store.hold(np.arange(full_store.schema.num_rows))
     with pytest.raises(StoreError, match="view"):
-        full_store.fetch(rows, np.full(3, view))
+        full_store.fetch_quantised(np.arange(3), np.full(3, view))
 
 
 def test_threads_read_each_shard_once(full_store: SoftLabelStore, monkeypatch):
