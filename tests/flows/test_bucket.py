@@ -71,8 +71,7 @@ def digests(workspace: Path, teacher: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.flow
-@pytest.mark.slow
+@pytest.mark.service
 def test_every_verb_works_in_a_bucket(
     project_folder: Path,
     bucket: Path,
