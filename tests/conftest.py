@@ -24,10 +24,15 @@ from pipeline.locations import bucket_of, location
 def pytest_configure() -> None:
     """Let commands be interrupted also where a shell runs the tests in the background.
 
-    Such a shell lets them ignore SIGINT, and they hand that on to every command that they start.
+    Such a shell lets them ignore SIGINT, `nohup` SIGHUP, and they hand that on to every command
+    that they start.
     """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

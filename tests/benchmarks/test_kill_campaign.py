@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.service
 def test_killed_labelling_ends_like_an_undisturbed_one(tmp_path):
     """SIGKILL at ten random instants: every resumed workspace equals the undisturbed one."""
     done = subprocess.run(

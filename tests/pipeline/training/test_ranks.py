@@ -81,7 +81,7 @@ def config(labelled_project, monkeypatch):
     return labelled_project
 
 
-@pytest.mark.slow
+@pytest.mark.service
 def test_two_then_three_ranks_train_like_one_process(config, monkeypatch):
     """One process, and 2 ranks of which one is killed, then 3: every term agrees within 1e-5.
 
