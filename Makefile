@@ -13,7 +13,7 @@ export DO_NOT_TRACK = 1
 help:
 	@echo "make demo    images -> six specialists -> label stores -> one student -> report"
 	@echo "make test    the test suite, without tests that start a server with a worker or take a minute"
-	@echo "make test-all    all tests, about 12 minutes"
+	@echo "make test-all    all tests, about 15 minutes"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   speed beside targets and peers, in one table (under half an hour)"
 	@echo "make bench-check    its short form; fails where a figure falls short by over 15 %"
