@@ -124,4 +124,5 @@ def taught(soft: SoftLabelBatch) -> Tensor:
 
 def labelled_mean(values: Tensor, soft: SoftLabelBatch) -> Tensor:
     """Return the mean of (B,) values over the rows that have a teacher."""
-    return batch_mean((values * taught(soft)).sum(), taught(soft).sum())
+    rows = taught(soft)
+    return batch_mean((values * rows).sum(), rows.sum())
