@@ -23,7 +23,7 @@ from storage_schemas.mixing import MixPools, symmetric_beta_quantile
 from storage_schemas.philox import philox4x32, split_words, uniforms
 from storage_schemas.view_parameters import ViewParameters
 
-RECIPE_VERSION: Final = 1
+RECIPE_VERSION: Final = 2
 """Raised when the same recipe would give other parameters or other pixels."""
 
 _STEP: Final = 2.0**-16

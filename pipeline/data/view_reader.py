@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 Rows = npt.NDArray[np.int64]
 
 _PIXELS_AT_ONCE: Final = 2**24
-"""Of whole decoded images in memory, 4 bytes each; the image that goes past it is still held."""
+"""Of whole decoded images in memory, 4 bytes each and 3 while they are cut; the image that goes
+past it is still held."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,15 +110,15 @@ class ViewReader:
         order = np.argsort(rows, kind="stable")
         distinct, starts = np.unique(rows[order], return_index=True)
         ends = np.append(starts[1:], len(rows))
-        crops: dict[int, Image.Image] = {}
+        crops: dict[int, bytes] = {}
         for part, images in self._decoded(distinct):
             positions = order[starts[part][0] : ends[part][-1]]
             views_of_part = [images[row] for row in rows[positions].tolist()]
             cut = crop(views_of_part, parameters.take(positions), size=self.input.size)
             crops.update(zip(positions.tolist(), cut, strict=True))
-        return augment(
-            [crops[i] for i in range(len(rows))], parameters, channels=self.input.channels
-        )
+        size, channels = self.input.size, self.input.channels
+        in_order = [crops[i] for i in range(len(rows))]
+        return augment(in_order, parameters, size=size, channels=channels)
 
     def _decoded(self, rows: Rows) -> Iterator[tuple[slice, dict[int, Image.Image]]]:
         """Yield the images of all rows in runs that fit in memory, with the place of each run."""

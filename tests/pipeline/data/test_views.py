@@ -42,11 +42,12 @@ def as_array(image: Image.Image) -> torch.Tensor:
 # --- independence --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("side", [40, 240])
 @pytest.mark.parametrize("size", [17, 32, 96])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pixels_do_not_depend_on_the_batch(size, channels):
+def test_pixels_do_not_depend_on_the_batch(side, size, channels):
     """A view has the same bits alone, in any batch of gray and colour images, in any order."""
-    images = [photo(40 + i, 50, mode="RGB" if i % 3 else "L", seed=i) for i in range(12)]
+    images = [photo(side + i, side + 10, mode="RGB" if i % 3 else "L", seed=i) for i in range(12)]
     rows, views = np.arange(12), np.arange(12) % 4
     whole = render(images, FULL.parameters(rows, views), size=size, channels=channels)
     for part in ([0], [1], [11, 3, 7], list(range(11, -1, -1))):
@@ -57,7 +58,7 @@ def test_pixels_do_not_depend_on_the_batch(size, channels):
 
 def test_pixels_do_not_depend_on_the_number_of_threads():
     """One thread and two give the same bits."""
-    images = [photo(seed=i) for i in range(4)]
+    images = [photo(64 * i, 64 * i, seed=i) for i in range(1, 5)]
     parameters = FULL.parameters(np.arange(4), np.zeros(4, np.int64))
     before = torch.get_num_threads()
     try:
@@ -81,9 +82,10 @@ def test_chunks_change_no_bit(monkeypatch):
     assert torch.equal(render(images, parameters, size=32, channels=3), whole)
 
 
-def test_the_gray_path_equals_the_colour_path():
+@pytest.mark.parametrize("side", [40, 300])
+def test_the_gray_path_equals_the_colour_path(side):
     """A gray image in mode L gives what the same image in mode RGB gives."""
-    gray = [photo(48, 40, mode="L", seed=i) for i in range(8)]
+    gray = [photo(side + 8, side, mode="L", seed=i) for i in range(8)]
     parameters = FULL.parameters(np.arange(8), np.zeros(8, np.int64))
     for channels in (1, 3):
         short = render(gray, parameters, size=32, channels=channels)
@@ -113,12 +115,34 @@ def test_evaluation_view_is_the_centred_square():
     assert torch.equal(view(wide, ViewRecipe()), as_array(wide.crop((16, 0, 48, 32))))
 
 
-def test_crop_shows_the_box():
+def test_a_small_crop_shows_the_box_with_its_fractions():
     """The rendered crop is Pillow's resize of the parameters' box."""
     image, recipe = photo(90, 70), ViewRecipe(crop=Crop(scale=(0.2, 0.3)))
     box = recipe.parameters(np.array([3]), np.array([0])).crop_box(0, 90, 70)
     expected = image.resize((32, 32), Image.Resampling.BILINEAR, box=box)
     assert torch.equal(view(image, recipe, row=3), as_array(expected))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("size", [32, 224, 400])
+def test_a_large_crop_shows_the_box_in_whole_pixels(mode, size):
+    """It is Pillow's resize of the rounded box, up to one level, also where it is magnified."""
+    image, recipe = photo(500, 375, mode=mode), ViewRecipe(crop=Crop(scale=(0.2, 0.9)))
+    parameters = recipe.parameters(np.arange(8), np.zeros(8, np.int64))
+    found = render([image] * 8, parameters, size=size, channels=3)
+    for i in range(8):
+        box = tuple(round(edge) for edge in parameters.crop_box(i, 500, 375))
+        expected = as_array(image.crop(box).resize((size, size), Image.Resampling.BILINEAR))
+        assert torch.allclose(found[i], expected, atol=1.01 / 255)
+
+
+def test_large_crops_change_with_nothing_but_their_box():
+    """One image in several views gives each what it gives alone."""
+    image, recipe = photo(500, 375), ViewRecipe(crop=Crop(scale=(0.02, 1.0)))
+    parameters = recipe.parameters(np.arange(8), np.zeros(8, np.int64))
+    together = render([image] * 8, parameters, size=64, channels=3)
+    alone = [view(image, recipe, row=i, size=64) for i in range(8)]
+    assert torch.equal(together, torch.stack(alone))
 
 
 def test_flip_mirrors():
