@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.config.base import Name, PositiveInt, Settings
 from pipeline.config.methods import PeerCollaborative
@@ -60,12 +60,13 @@ class StructurallyConnectedHead(Settings):
         return self
 
 
-# Settings that came after the first runs: a run that does not use one keeps its fingerprint.
-_LEFT_OUT_UNLESS_SET = ("auxiliary", "curriculum", "samples_per_class", "fused_classifier")
-
-
 class StudentConfig(TrainingConfig):
     """The one network that learns all classes, and how."""
+
+    left_out_unless_set: ClassVar[tuple[str, ...]] = (
+        *TrainingConfig.left_out_unless_set,
+        *("auxiliary", "curriculum", "samples_per_class", "fused_classifier"),
+    )
 
     name: Name = "student"
     builder: str = "torchvision:resnet18"
@@ -179,8 +180,3 @@ class StudentConfig(TrainingConfig):
                 f"is shown a view of its own, got {self.views_per_image}"
             )
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_unused_settings(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = handler(self)
-        return {k: v for k, v in values.items() if v or k not in _LEFT_OUT_UNLESS_SET}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from pipeline.config.base import Fraction, PositiveInt, Settings
 
@@ -66,6 +66,9 @@ class ScheduleConfig(Settings):
 class TrainingConfig(Settings):
     """How one network is trained; the same settings drive specialists, student and control."""
 
+    # Settings that came after the first runs: a run that does not use one keeps its fingerprint.
+    left_out_unless_set: ClassVar[tuple[str, ...]] = ("compile",)
+
     epochs: PositiveInt = 30
     batch_size: PositiveInt = 256
     optimizer: Annotated[AdamWConfig | SGDConfig, Field(discriminator="name")] = AdamWConfig()
@@ -75,7 +78,17 @@ class TrainingConfig(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 autocast on a GPU that has it, float32 elsewhere"
     )
+    compile: bool = Field(
+        False,
+        description="torch.compile of network and loss: a minute or more at the start for faster "
+        "steps; needs a C++ compiler, or Triton on a GPU",
+    )
     seed: int = Field(0, ge=0, lt=2**32)
     checkpoint_every_steps: PositiveInt = 200
     keep_checkpoints: PositiveInt = 2
     log_every_steps: PositiveInt = 10
+
+    @model_serializer(mode="wrap")
+    def _without_unused_settings(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {k: v for k, v in values.items() if v or k not in self.left_out_unless_set}

@@ -77,7 +77,7 @@ class _SupportStatistics(torch.autograd.Function):
         inside = inside.to(dtype)
         values = pick(logits, columns).to(dtype)
         total = (values * inside).sum(dim=2)
-        masked = values.masked_fill_(inside == 0, -torch.inf)
+        masked = values.masked_fill(inside == 0, -torch.inf)
         top = masked.amax(dim=2, keepdim=True)
         centred = masked.sub_(top)
         plain = centred.exp()

@@ -29,7 +29,7 @@ from pipeline.objectives.base import total_loss
 from pipeline.objectives.method import Stage
 from pipeline.store.lock import writer_lock
 from pipeline.training.checkpoints import load_newest_checkpoint, save_checkpoint
-from pipeline.training.loss_terms import build_loss_terms
+from pipeline.training.loss_terms import build_loss_terms, compiler_errors
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.optimization import build_average, build_optimizer, build_schedule
 from pipeline.training.ranks import (
@@ -81,7 +81,7 @@ class _Run:
         self.optimizer = build_optimizer(config.optimizer, (model, stage.objective))
         self.schedule: LambdaLR = build_schedule(config.schedule, self.optimizer, total_steps)
         self.average: AveragedModel | None = build_average(model, config.ema_decay)
-        self.terms = average_gradients(build_loss_terms(model, stage, config.precision))
+        self.terms = average_gradients(build_loss_terms(model, stage, config))
         self.started = time.perf_counter()
         self.seconds_before = 0.0
 
@@ -153,7 +153,7 @@ def fit(
         report: Called after each step with (steps done, all steps, latest values of all ranks).
 
     Raises:
-        TrainingError: If the loss is not finite, or no checkpoint can be read.
+        TrainingError: If the loss is not finite, no checkpoint can be read, or torch.compile fails.
         StoreError: If another process trains in the same folder, or has taken its lock over.
     """
     # Rank 0 writes for all of them.
@@ -258,10 +258,11 @@ def _step(
 ) -> dict[str, Tensor]:
     images = batch.images.to(device, non_blocking=True)
     targets = batch.targets.to(device, non_blocking=True)
-    terms = run.terms(images, targets)
-    loss = total_loss(terms)
     run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    with compiler_errors():
+        terms = run.terms(images, targets)
+        loss = total_loss(terms)
+        loss.backward()  # type: ignore[no-untyped-call]
     if config.clip_norm is not None:
         parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, config.clip_norm)

@@ -1,24 +1,28 @@
 """From images and targets to the terms of the loss, as one module.
 
-In: the network under autocast, then the objective outside it; and the same with a classifier whose
-logits never exist as a whole. One module each, because DistributedDataParallel averages the
-gradients of what it wraps, and both network and objective may train.
+In: the network under autocast, then the objective outside it; the same with a classifier whose
+logits never exist as a whole; and either of them compiled. One module each, because
+DistributedDataParallel averages the gradients of what it wraps, and both network and objective may
+train.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pipeline.config import TrainingConfig
 from pipeline.models.heads import LinearHead
 from pipeline.models.student import Student
 from pipeline.numerics.fused_classifier import fused_linear_loss
 from pipeline.objectives.base import Objective, SumsOverRows, TargetBatch
 from pipeline.objectives.method import Stage
 from pipeline.objectives.targets import batch_mean
+from storage_schemas.errors import TrainingError
 
 
 def _autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -99,11 +103,33 @@ class FusedLossTerms(nn.Module):
         return terms | {carrier: terms[carrier] + (total - total.detach())}
 
 
-def build_loss_terms(model: nn.Module, stage: Stage, precision: str) -> nn.Module:
+def build_loss_terms(model: nn.Module, stage: Stage, config: TrainingConfig) -> nn.Module:
     """Return what a stage trains, as one module from images and targets to terms.
 
     Raises:
         TypeError: If a fused classifier is wanted where there can be none.
     """
     kind = FusedLossTerms if stage.fused_classifier else LossTerms
-    return kind(model, stage.objective, precision)
+    terms = kind(model, stage.objective, config.precision)
+    if config.compile:
+        terms.compile()  # in place: names of parameters stay
+    return terms
+
+
+@contextlib.contextmanager
+def compiler_errors() -> Iterator[None]:
+    """Say what to do about an error of torch.compile, which compiles when it is first called.
+
+    Raises:
+        TrainingError: In place of it.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        raise TrainingError(
+            f"compile: torch.compile failed with {type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0]}; it needs a C++ compiler, or Triton on a GPU: "
+            "install it, or set compile: false"
+        ) from error

@@ -1,21 +1,28 @@
-"""A small student of three teachers, of whom two know the same classes; in memory."""
+"""A small student of three teachers in memory, of whom two know the same classes, and its cases."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from pipeline.config import StudentConfig
 from pipeline.data.loader import Batch, BatchDataset
-from pipeline.models.student import build_student
+from pipeline.models.student import Student, build_student
 from pipeline.numerics import SoftLabelBatch
-from pipeline.objectives import MethodInputs
-from pipeline.objectives.base import BlockFeatureBatch, LabelContext, TargetBatch
+from pipeline.objectives import MethodInputs, Stage, build_method
+from pipeline.objectives.base import (
+    BlockFeatureBatch,
+    LabelContext,
+    StudentOutput,
+    TargetBatch,
+)
 from pipeline.objectives.stored_signals import SignalSource
+from pipeline.training.loss_terms import LossTerms
 from storage_schemas.label_space import LabelSpace
 from storage_schemas.manifest import UNLABELLED
 
@@ -31,6 +38,56 @@ FEATURES = {
 ROWS, VIEWS, K = 24, 3, 2
 LABELS = np.arange(ROWS, dtype=np.int64) % len(SPACE)
 LABELS[5] = UNLABELLED
+LAYERS = [
+    {
+        "block": "blocks.1",
+        "features": "blocks_1.pca",
+        "into": ["blocks.2.conv1", "blocks.2.shortcut.1"],
+    },
+    {"block": "blocks.2", "features": "blocks_2.pca", "into": ["head.fc"]},
+]
+CODEWORDS = {"student": "blocks.1", "feature": "blocks_1.codewords"}
+BLOCK = {"student": "blocks.1", "feature": "blocks_1.channel_mean"}
+# Name of an objective and what is told apart, then its settings (`auxiliary`: the student's).
+CASES: dict[str, dict[str, Any]] = {
+    "hard_labels": {},
+    "hard_labels smoothed": {"label_smoothing": 0.1},
+    "hard_labels and a term": {"auxiliary": [{"name": "online_subclass", "bank": 30}]},
+    "multi_label": {},
+    "soft_labels": {},
+    "soft_labels T=2": {"temperature": 2.0, "tail": "bucket", "hard_weight": 0.5},
+    "knowledge_concentration": {},
+    "knowledge_concentration T=2": {
+        "temperature": 2.0,
+        "tail": "drop",
+        "vertical_weight": 0.3,
+        "hard_weight": 0.5,
+    },
+    "knowledge_concentration sigmoid": {"form": "sigmoid", "hard_weight": 0.5},
+    "meal": {},
+    "meal mean": {"teacher": "mean", "teachers": ["a", "twin"], "temperature": 2.0},
+    "meal blocks": {"blocks": [BLOCK]},
+    "meal adversarial": {"blocks": [BLOCK], "adversarial": {"classes": 2}},
+    "balanced": {},
+    "balanced later": {"balanced_from": 0.5, "hard_weight": 0.0},
+    "online_subclass": {},
+    "online_subclass of logits": {"representation": "logits", "partner": "random"},
+    "online_subclass probability": {"form": "probability", "neighbours": 2, "bank": 30},
+    "amalgamation": {"temperature": 2.0},
+    "amalgamation by blocks": {"scores": "blocks"},
+    "amalgamation hints": {"layers": LAYERS, "hint_weight": 0.7, "tail": "bucket"},
+    "amalgamation layerwise": {"layers": LAYERS, "layerwise_share": 0.5, "hint_weight": 0.7},
+    "compact": {"budget": {"default": 0.5, "blocks.1": 0.3}},
+    "compact soft labels alone": {"soft_weight": 1.0, "per_block": False},
+    "compact hard labels alone": {"soft_weight": 0.0, "resource": "parameters"},
+    "peer_collaborative": {"stage": "blocks.2"},
+    "sparse_representation": {"layers": [CODEWORDS]},
+    "sparse_representation sigmoids": {
+        "layers": [CODEWORDS],
+        "place_scores": "sigmoids",
+        "targets": "shuffled",
+    },
+}
 
 
 def of_all_rows(seed: int, *shape: int) -> torch.Tensor:
@@ -145,3 +202,60 @@ def batch_of() -> Callable[[SignalSource], Batch]:
         return dataset[np.repeat([5, 3, 11, 6], VIEWS), np.tile(np.arange(VIEWS), 4)]
 
     return batch
+
+
+class Case:
+    """One case, put together as often as it is asked for, and its batch."""
+
+    def __init__(
+        self,
+        name: str,
+        small_student: Callable[..., MethodInputs],
+        batch_of: Callable[..., Batch],
+    ) -> None:
+        objective = {"name": name.partition(" ")[0], **CASES[name]}
+        student = {"auxiliary": objective.pop("auxiliary", ()), "objective": objective}
+        self.name, self.auxiliary = name, bool(student["auxiliary"])
+        self._inputs = lambda seed: small_student(student, seed)
+        inputs = self._inputs(0)
+        self.settings, self.provides = inputs.config.objective, inputs.signals.provides
+        self.batch = batch_of(inputs.signals)
+
+    def stages(self, seed: int = 0) -> Iterator[tuple[Stage, nn.Module]]:
+        """Each stage and the network that it trains: none took a step, all that froze is frozen."""
+        method = build_method(self._inputs(seed), "student")
+        network = method.network
+        for stage in method.stages:
+            if isinstance(network, Student):
+                network.tap(stage.objective.taps)
+            for name, parameter in network.named_parameters():
+                parameter.requires_grad_(name.startswith(stage.trains))
+            yield stage, network.train()
+            network = stage.finish(network)
+
+    def terms(
+        self, stage: Stage, network: nn.Module, targets: TargetBatch | None = None
+    ) -> Mapping[str, Tensor]:
+        """The terms of the batch, with the same dropout each time."""
+        torch.manual_seed(5)
+        terms = LossTerms(network, stage.objective, "float32")
+        return terms(self.batch.images, self.batch.targets if targets is None else targets)
+
+    def output(self, stage: Stage, network: nn.Module) -> StudentOutput:
+        """What the network says of the batch, without a gradient."""
+        forced = stage.objective.forced(self.batch.targets)
+        with torch.no_grad():
+            found: StudentOutput = network(self.batch.images, *([forced] if forced else []))
+        return found
+
+
+@pytest.fixture(scope="session")
+def case_names() -> list[str]:
+    """Name of an objective and what is told apart, of every case."""
+    return list(CASES)
+
+
+@pytest.fixture(params=CASES, scope="module")
+def case(request, small_student, batch_of) -> Case:
+    """Every case in turn; each test puts stages of its own together."""
+    return Case(request.param, small_student, batch_of)

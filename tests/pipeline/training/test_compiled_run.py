@@ -1,0 +1,105 @@
+"""`compile: true`: a run whose network and loss go through torch.compile."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config import HardLabels, SGDConfig, TrainingConfig
+from pipeline.data.epoch_order import BatchOrder
+from pipeline.data.loader import BatchDataset
+from pipeline.objectives import build_objective
+from pipeline.objectives.base import LabelContext, StudentOutput, TargetBatch
+from pipeline.objectives.method import Stage
+from pipeline.training.fit import fit
+from storage_schemas.errors import TrainingError
+
+CLASSES = 5
+IMAGES = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+class TinyStudent(nn.Module):
+    """Batch norm has a state, dropout draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.dropout = nn.Dropout(0.3)
+        self.fc = nn.Linear(4, CLASSES)
+
+    def forward(self, images):
+        features = self.norm(self.conv(images)).relu().mean(dim=(2, 3))
+        return StudentOutput(logits=self.fc(self.dropout(features)), features=features)
+
+
+def trained(folder, *, stop_at=None, **settings):
+    """Train for twelve steps, or until one; return all tensors of the network."""
+    torch.manual_seed(1)
+    model = TinyStudent()
+    context = LabelContext(
+        num_classes=CLASSES, vertical_of=torch.zeros(CLASSES, dtype=torch.int64), supports=()
+    )
+    objective = build_objective(HardLabels(name="hard_labels"), context)
+
+    def report(step, total, values):
+        if step == stop_at:
+            raise KeyboardInterrupt
+
+    fit(
+        model,
+        Stage(name="student", objective=objective, epochs=2),
+        BatchDataset(
+            lambda rows, views: IMAGES[rows],
+            lambda rows, views: TargetBatch(labels=torch.from_numpy(rows % CLASSES)),
+        ),
+        BatchOrder(rows=np.arange(60, dtype=np.int64), batch_size=10, views=1, seed=3),
+        # Adam would make steps of the roundings that are the gradient of a bias before batch norm.
+        TrainingConfig(
+            checkpoint_every_steps=4, optimizer=SGDConfig(name="sgd", lr=0.05), **settings
+        ),
+        folder,
+        device=torch.device("cpu"),
+        report=report,
+    )
+    return model.state_dict()
+
+
+@pytest.fixture
+def fresh_compiler():
+    """Nothing that was compiled before is used."""
+    from torch._inductor.utils import fresh_cache
+
+    torch.compiler.reset()
+    with fresh_cache():
+        yield
+    torch.compiler.reset()
+
+
+@pytest.mark.service
+def test_a_compiled_run_gives_the_same_student(tmp_path, fresh_compiler):
+    """Up to roundings that of a run without, and the same bits when it is stopped and goes on."""
+    import torch._inductor.config as inductor
+
+    with inductor.patch(fallback_random=True):  # the same dropout masks
+        eager = trained(tmp_path / "eager")
+        whole = trained(tmp_path / "whole", compile=True)
+        torch.testing.assert_close(whole, eager, rtol=1e-3, atol=1e-4)
+        assert eager.keys() == whole.keys()
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "stopped", compile=True, stop_at=7)
+        again = trained(tmp_path / "stopped", compile=True)
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_a_missing_compiler_is_named(tmp_path, fresh_compiler):
+    """Without a C++ compiler the run ends with what to do."""
+    import torch._inductor.config as inductor
+
+    with (
+        inductor.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(TrainingError, match=r"compile: torch.compile failed .* compile: false"),
+    ):
+        trained(tmp_path, compile=True)
