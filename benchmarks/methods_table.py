@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,20 +44,42 @@ def gains(rows: Mapping[str, Any], row: str, against: str, metric: str) -> list[
     return [ours[s][metric] - theirs[s][metric] for s in ours if s in theirs]
 
 
+def matched(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return on how many verticals with test images a student is as good as their specialist."""
+    compared = [
+        [
+            inside >= one["specialists"]["inside"][name]
+            for name, inside in one["inside"].items()
+            if inside is not None
+        ]
+        for one in found
+    ]
+    return f"{shown([sum(values) for values in compared])} of {len(compared[0])}"
+
+
 def table(group: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
     """Return one group as lines of Markdown."""
     metric, rows = group["metric"], results["rows"]
     seeds = max(len(row["by_seed"]) for row in rows.values())
     # All are also compared in what most papers report.
     metrics = [metric, *({"top1"} - {metric})]
+    # A gain inside the verticals is first of all one over the specialists.
+    beside_specialists = metric == "top1_inside"
+    columns = [*metrics, *(["verticals at least as good"] if beside_specialists else [])]
     lines = [
         f"**{group['title']}** ({results['classes']:,} classes, {seeds} "
         f"seed{'s' * (seeds != 1)}, {results['machine']['date']})",
         "",
-        f"| row | {' | '.join(metrics)} | gain{f' in {metric}' * (metric != 'top1')} | "
+        f"| row | {' | '.join(columns)} | gain{f' in {metric}' * (metric != 'top1')} | "
         "parameters | MFLOPs |",
-        "| --- |" + " --- |" * (len(metrics) + 3),
+        "| --- |" + " --- |" * (len(columns) + 3),
     ]
+    if beside_specialists:
+        found = list(next(iter(rows.values()))["by_seed"].values())
+        inside = shown([one["specialists"]["top1_inside"] for one in found])
+        blank = "| " * (len(columns) + 1)
+        size = f"{found[0]['specialists']['parameters'] / 1e6:.2f} M"
+        lines.append(f"| the specialists, each in its vertical | {inside} {blank}{size} | |")
     for name, row in group["rows"].items():
         if name not in rows:
             continue
@@ -69,8 +91,11 @@ def table(group: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
             gain = f"{shown(values, sign=True)} over {against}"
             if "target" in row:
                 gain += f" (target {row['target']:+g})"
+        values = [shown([one[metric] for one in found]) for metric in metrics]
+        if beside_specialists:
+            values.append(matched(found))
         lines.append(
-            f"| {name} | {' | '.join(shown([f[m] for f in found]) for m in metrics)} | {gain} | "
+            f"| {name} | {' | '.join(values)} | {gain} | "
             f"{found[0]['parameters'] / 1e6:.2f} M | {found[0]['flops'] / 1e6:.0f} |"
         )
     return [*lines, ""]
