@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from pipeline.numerics.softmax_rows import raised
 
@@ -52,15 +51,23 @@ class _FusedLinearLoss(torch.autograd.Function):
         ]
         by_features, by_weight, by_bias = gradients
         total = features.new_zeros((), dtype=raised(features.dtype))
-        for part in _blocks(len(features), len(weight), block_logits):
-            logits = functional.linear(features[part], own_weight, own_bias)
+        blocks = _blocks(len(features), len(weight), block_logits)
+        # One buffer for all blocks: a new one each time would be as many page faults.
+        buffer = features.new_empty(len(features[blocks[0]]) if blocks else 0, len(weight))
+        for part in blocks:
+            rows = features[part]
+            logits = buffer[: len(rows)].detach()
+            if own_bias is None:
+                torch.mm(rows, own_weight.t(), out=logits)
+            else:
+                torch.addmm(own_bias, rows, own_weight.t(), out=logits)
             with torch.enable_grad():
                 value = loss(logits.requires_grad_(any(wanted)), part)
             total += value.detach()
             if not any(wanted):
                 continue
             (gradient,) = torch.autograd.grad(value, logits)
-            del logits, value
+            del value
             if by_features is not None:
                 torch.mm(gradient, own_weight, out=by_features[part])
             if by_weight is not None and by_weight.dtype == gradient.dtype:
@@ -69,7 +76,7 @@ class _FusedLinearLoss(torch.autograd.Function):
                 by_weight += gradient.t() @ features[part]
             if by_bias is not None:
                 by_bias += gradient.sum(0, dtype=by_bias.dtype)
-            del gradient  # before the next block of logits is made
+            del gradient  # before the next block makes its own
         ctx.gradients = gradients
         return total
 
@@ -109,7 +116,7 @@ def fused_linear_loss(
         bias: (C,) b, or None.
         loss: From the (R, C) logits of some rows, and which rows they are, to the () sum of what
             these rows add to the loss. Its gradient flows to the logits alone: what else it uses
-            is a constant.
+            is a constant. The next block's logits take the place of these.
         block_logits: At most so many logits at a time; at least one row. None: 32 MiB of float32
             on a CPU, 512 MiB on a GPU.
 
