@@ -149,7 +149,7 @@ def main() -> None:
                 target=1.03,
                 against="a bare loop of the same teacher and loader; with the demo's teacher of "
                 f"32 pixels {glyphs['ratio_label_to_bare']['median']:.2f} (no target)",
-                bound="not profiled; by what runs, the teacher's forward; next decoding",
+                bound="the teacher's forward, nine tenths of the processor time; next decoding",
             ),
             Figure(
                 what="peak memory of labelling, ResNet-18 at 224 pixels",

@@ -85,7 +85,7 @@ def main() -> None:
                 unit="%",
                 against="the whole labelling; with the demo's teacher of 32 pixels "
                 f"{100 * glyphs['share']:.0f} % (no target)",
-                bound="not profiled; by what runs, fsync and renames; next compression of the ids",
+                bound="fsync, two thirds of a write; next the hand-over to zarr's thread and back",
             )
         ],
     )
