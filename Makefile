@@ -67,5 +67,5 @@ evidence: install
 	$(BIN)/python benchmarks/demo_accuracy.py
 	$(BIN)/python benchmarks/kill_campaign.py
 	$(BIN)/python benchmarks/corruption_campaign.py
-	$(BIN)/python benchmarks/methods.py
+	$(BIN)/python benchmarks/methods.py --processes 2
 	$(BIN)/python benchmarks/methods_table.py --readme
