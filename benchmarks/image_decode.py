@@ -92,8 +92,8 @@ def main() -> None:
     gain = VIEWS * median_ratio(seconds, "ours_1", f"ours_{VIEWS}")["median"]
     bounds = {
         1: "decoding (libjpeg-turbo), half of the time; next the page faults of a new batch",
-        VIEWS: "the page faults of a new float32 batch and torch's resize, a quarter each; next "
-        "decoding",
+        VIEWS: "decoding, a quarter of the time; next the page faults of a new float32 batch and "
+        "torch's resize, a fifth each",
     }
     figures = [
         Figure(

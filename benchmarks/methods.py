@@ -177,10 +177,9 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="groups at a time")
     arguments = parser.parse_args()
     groups = yaml.safe_load(ROWS.read_text(encoding="utf-8"))
-    if arguments.fresh:
-        shutil.rmtree(arguments.workspace, ignore_errors=True)
     names = arguments.group or list(groups)
     if arguments.fresh:
+        shutil.rmtree(arguments.workspace, ignore_errors=True)
         for name in names:
             (RESULTS / "methods" / f"{name}.json").unlink(missing_ok=True)
     if arguments.processes > 1:

@@ -110,7 +110,7 @@ def leaves(loss: Tensor) -> set[Tensor]:
 def test_gradient_is_that_of_finite_differences(case) -> None:
     """In the logits, in float64; of those left out, their own modules test the gradient."""
     if case.name in NOT_OF_FINITE_DIFFERENCES:
-        return
+        pytest.skip("gradients are stopped or reversed on their way")
     for stage, network in case.stages():
         output = case.output(stage, network)
         logits = output.logits.double().requires_grad_()

@@ -5,40 +5,38 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from pipeline.config import HardLabels, SGDConfig, TrainingConfig
+from pipeline.config import HardLabels, StudentConfig
 from pipeline.data.epoch_order import BatchOrder
 from pipeline.data.loader import BatchDataset
+from pipeline.models.student import build_student
 from pipeline.objectives import build_objective
-from pipeline.objectives.base import LabelContext, StudentOutput, TargetBatch
+from pipeline.objectives.base import LabelContext, TargetBatch
 from pipeline.objectives.method import Stage
 from pipeline.training.fit import fit
 from storage_schemas.errors import TrainingError
+from storage_schemas.label_space import LabelSpace
 
 CLASSES = 5
-IMAGES = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-class TinyStudent(nn.Module):
-    """Batch norm has a state, dropout draws random numbers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3)
-        self.norm = nn.BatchNorm2d(4)
-        self.dropout = nn.Dropout(0.3)
-        self.fc = nn.Linear(4, CLASSES)
-
-    def forward(self, images):
-        features = self.norm(self.conv(images)).relu().mean(dim=(2, 3))
-        return StudentOutput(logits=self.fc(self.dropout(features)), features=features)
+SPACE = LabelSpace(classes=tuple(f"a/{number}" for number in range(CLASSES)))
+IMAGES = torch.randn(60, 1, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def trained(folder, *, stop_at=None, **settings):
     """Train for twelve steps, or until one; return all tensors of the network."""
+    config = StudentConfig.model_validate(
+        {
+            "builder": "pipeline.models.backbones:glyph_resnet",  # batch norm and dropout
+            "builder_args": {"width": 8},
+            "input": {"size": 32, "channels": 1},
+            "checkpoint_every_steps": 4,
+            # Adam would make steps of roundings, which some gradients before batch norm are.
+            "optimizer": {"name": "sgd", "lr": 0.01},
+            **settings,
+        }
+    )
     torch.manual_seed(1)
-    model = TinyStudent()
+    model = build_student(config, SPACE)
     context = LabelContext(
         num_classes=CLASSES, vertical_of=torch.zeros(CLASSES, dtype=torch.int64), supports=()
     )
@@ -56,10 +54,7 @@ def trained(folder, *, stop_at=None, **settings):
             lambda rows, views: TargetBatch(labels=torch.from_numpy(rows % CLASSES)),
         ),
         BatchOrder(rows=np.arange(60, dtype=np.int64), batch_size=10, views=1, seed=3),
-        # Adam would make steps of the roundings that are the gradient of a bias before batch norm.
-        TrainingConfig(
-            checkpoint_every_steps=4, optimizer=SGDConfig(name="sgd", lr=0.05), **settings
-        ),
+        config,
         folder,
         device=torch.device("cpu"),
         report=report,
