@@ -187,7 +187,7 @@ def figures(found: dict[str, Any]) -> list[Figure]:
         "each; the shuffle, before which no batch can be asked for, the last"
     )
     take_bound = "as above: take has the same shuffle, and neither int64 ids nor batches"
-    peer_bound = "Python and system calls for every label, which the stream has for 8,192"
+    peer_bound = "Python and system calls for every label, which the stream has for 32,768"
     return [
         Figure(
             what="labels streamed to shuffled batches of 256, view in memory",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 MixWeights = Callable[[Rows, Rows], tuple[Rows, npt.NDArray[np.float32]]]
 
-ROWS_AT_ONCE = 16_384
+ROWS_AT_ONCE = 32_768
 BYTES_AT_ONCE = 2**24
 
 
@@ -110,10 +110,13 @@ class StoredSignals(SignalSource):
             MissingLabelError: If a routed label has not been written.
             CorruptLabelError: If stored bytes disagree with their commit record.
         """
-        return self.fetch_batches([(rows, views)])[0]
+        return next(self.fetch_batches([(rows, views)]))
 
-    def fetch_batches(self, batches: Sequence[BatchIndex]) -> list[TargetBatch]:
+    def fetch_batches(self, batches: Sequence[BatchIndex]) -> Iterator[TargetBatch]:
         """Return the targets of n batches of B (rows, views) each, gathered and decoded together.
+
+        All is read before it returns. Each batch's objects are made when it is asked for: hundreds
+        at a time would have the garbage collector look for rings among them.
 
         Raises:
             MissingLabelError: If a routed label has not been written.
@@ -125,7 +128,7 @@ class StoredSignals(SignalSource):
         views = np.concatenate([views for _, views in batches])
         labels = self._labels.take(rows).astype(np.int64)
         shape = (count, len(rows) // count)
-        fields: dict[str, Sequence[Any]] = {
+        fields: dict[str, Iterable[Any]] = {
             "rows": _split(rows.astype(np.int64, copy=False).reshape(shape))
         }
         if "labels" in self.provides:
@@ -139,10 +142,10 @@ class StoredSignals(SignalSource):
             fields["soft"] = self._soft(rows, views, labels, count)
         if self._features:
             fields["features"] = self._block_features(rows, views, labels, count)
-        return [
+        return (
             TargetBatch(**dict(zip(fields, values, strict=True)))
             for values in zip(*fields.values(), strict=True)
-        ]
+        )
 
     def stream(self, batches: Iterable[BatchIndex]) -> Generator[TargetBatch, None, None]:
         """Yield the targets of each of many (rows, views), fetched ahead (see `stream_targets`).
@@ -203,7 +206,7 @@ class StoredSignals(SignalSource):
                     )
         return batches
 
-    def _soft(self, rows: Rows, views: Rows, labels: Rows, count: int) -> list[SoftLabelBatch]:
+    def _soft(self, rows: Rows, views: Rows, labels: Rows, count: int) -> Iterator[SoftLabelBatch]:
         # Everything is (batch, slot, row of the batch), and `teacher` says which store fills what.
         shape = (count, len(self._teacher_of), len(rows) // count)
         slots = self._teacher_of.take(labels, axis=1).reshape(shape[1], count, shape[2])
@@ -229,10 +232,10 @@ class StoredSignals(SignalSource):
             _split(log_tail.reshape(shape)),
             _split(teacher.reshape(shape)),
         )
-        return [
+        return (
             SoftLabelBatch(ids=one, log_probs=two, log_tail=three, teacher=four)
             for one, two, three, four in zip(*parts, strict=True)
-        ]
+        )
 
     def _padded(self, store: SoftLabelStore, rows: Rows, views: Rows) -> DecodedLabels:
         """Return the labels of a store, with as many ranks as the store with most of them."""

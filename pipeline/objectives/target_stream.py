@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -29,7 +29,7 @@ BLOCKS_AHEAD = 4
 
 
 def stream_targets(
-    fetch: Callable[[Sequence[BatchIndex]], list[TargetBatch]],
+    fetch: Callable[[Sequence[BatchIndex]], Iterator[TargetBatch]],
     batches: Iterable[BatchIndex],
     *,
     rows_at_once: int,
@@ -45,7 +45,7 @@ def stream_targets(
         rows_at_once: How many labels a call of `fetch` is for; at least one batch.
     """
     batches = iter(batches)
-    waiting: deque[Future[list[TargetBatch]]] = deque()
+    waiting: deque[Future[Iterator[TargetBatch]]] = deque()
     with ThreadPoolExecutor(THREADS, thread_name_prefix="targets") as threads:
         try:
             for first in batches:

@@ -48,6 +48,10 @@ class SoftLabelStore(ShardedStore[SoftLabelSchema]):
         self.label_map = label_map
         # One more entry than classes, so that the local id -1 stays -1.
         self._global_ids = np.append(label_map.global_ids, -1)
+        # As where the teacher knows a vertical, or all classes: adding is faster than looking up.
+        first = int(label_map.global_ids[0])
+        consecutive = np.arange(first, first + len(label_map.global_ids))
+        self._first_id = first if np.array_equal(label_map.global_ids, consecutive) else None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Carry the description only; the arrays are opened where it arrives."""
@@ -190,7 +194,11 @@ class SoftLabelStore(ShardedStore[SoftLabelSchema]):
             SchemaMismatchError: If the temperature was not declared.
         """
         local = decode(self.schema, ids, gaps, temperature)
-        return local._replace(ids=self._global_ids.take(local.ids))
+        if self._first_id is None or (local.ids.size and local.ids.min() < 0):
+            return local._replace(ids=self._global_ids.take(local.ids))
+        if self._first_id:
+            np.add(local.ids, self._first_id, out=local.ids)
+        return local
 
     def fetch(self, rows: Rows, views: Rows, *, temperature: float = 1.0) -> DecodedLabels:
         """Return the soft labels of (B,) rows and (B,) views as numpy arrays, with global ids.

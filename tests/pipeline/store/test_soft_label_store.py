@@ -40,6 +40,8 @@ ROWS = np.arange(300)
         {"k": 1, "temperatures": (1.0,)},
         {"k": 12},
         {"num_classes": 70_000, "k": 40},
+        {"global_ids": tuple(range(12))},
+        {"global_ids": tuple(range(5, 17))},
         {"num_rows": 3, "shard_rows": 1024, "chunk_rows": 1024},
     ],
 )
@@ -59,6 +61,19 @@ def test_reading_gives_what_was_written(tmp_path: Path, fields: dict[str, Any], 
         np.testing.assert_array_equal(batch.log_tail[0].numpy(), expected.log_tail)
         assert not batch.teacher.any()
         assert batch.log_probs.dtype == torch.float32
+
+
+@pytest.mark.parametrize("first", [0, 5, None])
+def test_absent_ranks_have_no_global_id(tmp_path: Path, cases: Any, first: int | None) -> None:
+    """Where nothing is stored the id is -1, however the teacher's classes are numbered."""
+    numbered = {} if first is None else {"global_ids": tuple(range(first, first + 12))}
+    schema = cases.schema_of(selection="top_p", top_p=0.9, **numbered)
+    store = create_soft_labels(tmp_path / "a.zarr", schema)
+    ids, gaps = store.empty_shard()
+    ids[0, :2], gaps[0, 0] = (3, 11), 7
+    found = store.decode(ids, gaps)
+    assert found.ids[0].tolist() == [schema.global_ids[3], schema.global_ids[11], -1, -1]
+    assert (found.ids[1:] == -1).all()
 
 
 @on_both
