@@ -91,9 +91,8 @@ def main() -> None:
     }
     gain = VIEWS * median_ratio(seconds, "ours_1", f"ours_{VIEWS}")["median"]
     bounds = {
-        1: "decoding (libjpeg-turbo), half of the time; next the page faults of a new batch",
-        VIEWS: "decoding, a quarter of the time; next the page faults of a new float32 batch and "
-        "torch's resize, a fifth each",
+        1: "decoding (libjpeg-turbo), over half of the time; next torch's resize",
+        VIEWS: "decoding, over a third of the time; next torch's resize, over a quarter",
     }
     figures = [
         Figure(
@@ -113,8 +112,8 @@ def main() -> None:
             must_be="at least",
             target=2.5,
             against="one view of each decoded image, in views/s",
-            bound="a view costs over half a decode, a third of it page faults of a new float32 "
-            "batch, a third resizing; next: batches of bytes, made floats where they are used",
+            bound="a view costs a third of a decode, over half of it torch's resize; next: making "
+            "bytes floats and normalising them, four passes over the batch",
         )
     )
     record(

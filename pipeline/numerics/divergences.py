@@ -132,7 +132,7 @@ def _kl_by_events(
         log_norm = values.masked_fill(rows == supports.num_classes, -torch.inf).logsumexp(dim=2)
     agreed = (targets.probs * (chosen - log_norm.unsqueeze(-1))).sum(dim=2)
     if tail == "bucket":
-        known = torch.xlogy(targets.probs, targets.probs).sum(dim=2)
+        known = (targets.probs * targets.log_probs).sum(dim=2)
         known = known + torch.xlogy(targets.tail, targets.tail)
         rest = values.masked_fill(~_unstored(rows, soft, supports.num_classes), -torch.inf)
         rest = torch.where(targets.tail > 0, rest.logsumexp(dim=2), 0.0)

@@ -38,6 +38,7 @@ class SparseTargets:
     Attributes:
         stored: (T, B, K) bool.
         probs: (T, B, K); 0 where nothing is stored.
+        log_probs: (T, B, K) their logs, finite; of any value where nothing is stored.
         tail: (T, B) mass of the classes that are not stored; 0 where there is no such class.
         count: (T, B) number of those classes, at least 1.
         each: (T, B) what each of them has under the uniform tail.
@@ -45,6 +46,7 @@ class SparseTargets:
 
     stored: Tensor
     probs: Tensor
+    log_probs: Tensor
     tail: Tensor
     count: Tensor
     each: Tensor
@@ -59,9 +61,11 @@ class SparseTargets:
         count = unstored.clamp(min=1).to(dtype)
         # exp(-inf) is 0 where nothing is stored.
         tail = soft.log_tail.to(dtype).exp().mul_(unstored > 0)
+        log_probs = soft.log_probs.to(dtype)
         return cls(
             stored=stored,
-            probs=soft.log_probs.to(dtype).exp(),
+            probs=log_probs.exp(),
+            log_probs=log_probs.clamp(min=torch.finfo(dtype).min),
             tail=tail,
             count=count,
             each=tail / count,
@@ -70,10 +74,12 @@ class SparseTargets:
     def renormalised(self) -> SparseTargets:
         """Return them without a tail, what is stored summing to 1."""
         mass = self.probs.sum(dim=2, keepdim=True)
+        mass = mass.clamp(min=torch.finfo(mass.dtype).tiny)
         nothing = torch.zeros_like(self.tail)
         return replace(
             self,
-            probs=self.probs / mass.clamp(min=torch.finfo(mass.dtype).tiny),
+            probs=self.probs / mass,
+            log_probs=self.log_probs - mass.log(),
             tail=nothing,
             each=nothing,
         )
@@ -81,7 +87,8 @@ class SparseTargets:
     @property
     def negative_entropy(self) -> Tensor:
         """(T, B) sum of p log p, under the uniform tail."""
-        return torch.xlogy(self.probs, self.probs).sum(dim=2) + torch.xlogy(self.tail, self.each)
+        known = (self.probs * self.log_probs).sum(dim=2)
+        return known + torch.xlogy(self.tail, self.each)
 
     @property
     def above_each(self) -> Tensor:
