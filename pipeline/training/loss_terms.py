@@ -78,6 +78,10 @@ class FusedLossTerms(nn.Module):
             raise TypeError(f"{type(objective).__name__} needs all logits of a batch at once")
         self.model, self.objective, self.precision = student, objective, precision
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the backbone; the loss makes gradients as it goes, which cannot be traced."""
+        self.model.backbone.compile(*args, **kwargs)
+
     def forward(self, images: Tensor, targets: TargetBatch) -> dict[str, Tensor]:
         """Return the scalar terms of a batch; one of them carries the gradient of their sum."""
         with _autocast(self.precision, images.device):

@@ -22,7 +22,7 @@ SPACE = LabelSpace(classes=tuple(f"a/{number}" for number in range(CLASSES)))
 IMAGES = torch.randn(60, 1, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
-def trained(folder, *, stop_at=None, **settings):
+def trained(folder, *, stop_at=None, fused=False, **settings):
     """Train for twelve steps, or until one; return all tensors of the network."""
     config = StudentConfig.model_validate(
         {
@@ -48,7 +48,7 @@ def trained(folder, *, stop_at=None, **settings):
 
     fit(
         model,
-        Stage(name="student", objective=objective, epochs=2),
+        Stage(name="student", objective=objective, epochs=2, fused_classifier=fused),
         BatchDataset(
             lambda rows, views: IMAGES[rows],
             lambda rows, views: TargetBatch(labels=torch.from_numpy(rows % CLASSES)),
@@ -74,18 +74,19 @@ def fresh_compiler():
 
 
 @pytest.mark.service
-def test_a_compiled_run_gives_the_same_student(tmp_path, fresh_compiler):
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_compiled_run_gives_the_same_student(tmp_path, fresh_compiler, fused):
     """Up to roundings that of a run without, and the same bits when it is stopped and goes on."""
     import torch._inductor.config as inductor
 
     with inductor.patch(fallback_random=True):  # the same dropout masks
-        eager = trained(tmp_path / "eager")
-        whole = trained(tmp_path / "whole", compile=True)
+        eager = trained(tmp_path / "eager", fused=fused)
+        whole = trained(tmp_path / "whole", fused=fused, compile=True)
         torch.testing.assert_close(whole, eager, rtol=1e-3, atol=1e-4)
         assert eager.keys() == whole.keys()
         with pytest.raises(KeyboardInterrupt):
-            trained(tmp_path / "stopped", compile=True, stop_at=7)
-        again = trained(tmp_path / "stopped", compile=True)
+            trained(tmp_path / "stopped", fused=fused, compile=True, stop_at=7)
+        again = trained(tmp_path / "stopped", fused=fused, compile=True)
     assert all(torch.equal(again[name], whole[name]) for name in whole)
 
 
