@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from stages import Labelled
 
-from pipeline.config import HardLabels
+from pipeline.config import HardLabels, StudentConfig
 from pipeline.data import open_source
 from pipeline.data.epoch_order import BatchOrder, Rows
 from pipeline.data.loader import Batch, BatchDataset, batch_loader
@@ -20,8 +20,10 @@ from pipeline.data.view_reader import ViewReader
 from pipeline.models.student import build_student
 from pipeline.objectives import build_objective
 from pipeline.objectives.base import TargetBatch, total_loss
+from pipeline.objectives.method import Stage
 from pipeline.objectives.stored_signals import StoredSignals
 from pipeline.store.published import PublishedLabels
+from pipeline.training.loss_terms import build_loss_terms
 from pipeline.training.optimization import build_optimizer
 from pipeline.training.runs import training_rows
 from pipeline.training.students import label_context
@@ -35,6 +37,9 @@ class StudentSteps:
         published: Its stores.
         from_store: Train on the stored labels with the project's objective; else on hard labels.
         fetch: (rows, views) -> TargetBatch, in place of the stores' own.
+        config: Of the student, in place of the project's.
+        device: Where it trains.
+        num_workers: Processes that read images.
     """
 
     def __init__(
@@ -44,16 +49,21 @@ class StudentSteps:
         *,
         from_store: bool,
         fetch: Callable[[Rows, Rows], TargetBatch] | None = None,
+        config: StudentConfig | None = None,
+        device: torch.device | str = "cpu",
+        num_workers: int = 0,
     ) -> None:
-        config = made.project.student
+        config = made.project.student if config is None else config
+        self.device = device
         torch.manual_seed(0)
-        self.student = build_student(config, made.space).train()
-        context = label_context(
-            made.space, published, made.manifest.labels, self.student.feature_dim
+        student = build_student(config, made.space)
+        context = label_context(made.space, published, made.manifest.labels, student.feature_dim)
+        objective = build_objective(
+            config.objective if from_store else HardLabels(name="hard_labels"), context
         )
-        objective = config.objective if from_store else HardLabels(name="hard_labels")
-        self.objective = build_objective(objective, context)
-        self.optimizer = build_optimizer(config.optimizer, (self.student, self.objective))
+        stage = Stage(name="student", objective=objective, epochs=1)
+        self.terms = build_loss_terms(student, stage, config).to(device).train()
+        self.optimizer = build_optimizer(config.optimizer, (student, objective))
         source = open_source(made.project.data, made.project.workspace)
         reader = ViewReader(source, made.manifest.keys, made.project.views, config.input)
         rows = training_rows(made.manifest, published)
@@ -72,7 +82,14 @@ class StudentSteps:
             seed=0,
         )
         dataset = BatchDataset(reader.read, fetch or signals.fetch)
-        self.batches = iter(batch_loader(dataset, order, epochs=10_000))
+        loader = batch_loader(
+            dataset,
+            order,
+            epochs=10_000,
+            num_workers=num_workers,
+            pin_memory=torch.device(device).type == "cuda",
+        )
+        self.batches = iter(loader)
 
     def step(self) -> None:
         """Train on the next batch."""
@@ -80,8 +97,9 @@ class StudentSteps:
 
     def train(self, batch: Batch, targets: TargetBatch | None = None) -> None:
         """Train on a batch; `targets` stand in for its own."""
-        output = self.student(batch.images)
-        loss = total_loss(self.objective(output, batch.targets if targets is None else targets))
+        targets = batch.targets if targets is None else targets
+        images = batch.images.to(self.device, non_blocking=True)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        terms = self.terms(images, targets.to(self.device, non_blocking=True))
+        total_loss(terms).backward()
         self.optimizer.step()
