@@ -160,9 +160,8 @@ def main() -> None:
                 must_be="at most",
                 target=1.2,
                 against="the process of the bare loop",
-                bound=f"of {memory['label']['peak']:.0f} MB both hold "
-                f"{memory['bare']['peak']:.0f}: libraries ({memory['bare']['libraries']:.0f}), "
-                "network, pixels, activations; the rest is for labels",
+                bound=f"libraries, {memory['label']['libraries']:.0f} of "
+                f"{memory['label']['peak']:.0f} MB; network, pixels, activations, which both hold",
             ),
         ],
     )

@@ -81,7 +81,9 @@ class StudentSteps:
             views=made.project.views.count,
             seed=0,
         )
-        dataset = BatchDataset(reader.read, fetch or signals.fetch)
+        dataset = BatchDataset(
+            reader.read, fetch or signals.fetch, signals.stream if fetch is None else None
+        )
         loader = batch_loader(
             dataset,
             order,

@@ -231,6 +231,9 @@ class BatchOrder:
             return images, np.full(images.shape, self.first_view + epoch, np.int64)
         m = self.views_per_image
         rows = images.reshape(-1)
+        shape = (len(images), images.shape[1] * m)
+        if self.views == 1:
+            return np.repeat(rows, m).reshape(shape), np.full(shape, self.first_view, np.int64)
         draws = np.arange(m, dtype=np.int64)
         turn = epoch * m + draws[None, :] + rows[:, None]
         if self.available is None:
@@ -240,5 +243,4 @@ class BatchOrder:
             # The available views of each row first, ascending.
             in_turn = np.argsort(~there, axis=1, kind="stable")
             views = np.take_along_axis(in_turn, turn % there.sum(axis=1, keepdims=True), axis=1)
-        shape = (len(images), images.shape[1] * m)
         return np.repeat(rows, m).reshape(shape), (self.first_view + views).reshape(shape)
