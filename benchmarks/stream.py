@@ -2,7 +2,9 @@
 
 One view is in memory. Batches of 256 come in the order of `BatchOrder` through
 `StoredSignals.stream`, which `train_student` reads: rows, hard labels, global ids, log
-probabilities and tails, decoded, as tensors. A label is one (row, view) pair, K = 16.
+probabilities and tails, decoded, as tensors. A label is one (row, view) pair, K = 16. Three epochs
+follow one another in a round, as they do in training: while the next one is shuffled, threads fetch
+what is left of the last.
 
 What is held in memory was decoded when it was read: 100 bytes a label. Beside it, in turn: numpy
 `take` of the stored codes, half as large, which leaves decoding to somebody else, and of decoded
@@ -35,7 +37,7 @@ from pipeline.objectives.stored_signals import StoredSignals
 from pipeline.store import SoftLabelStore, create_soft_labels, shard_layout
 from storage_schemas.soft_labels import SoftLabelSchema
 
-K, CLASSES, BATCH = 16, 1_000, 256
+K, CLASSES, BATCH, EPOCHS = 16, 1_000, 256, 3
 
 BatchIndex = tuple[np.ndarray, np.ndarray]
 
@@ -144,13 +146,17 @@ def measured(folder: Path, rows: int, rounds: int, peer_batches: int) -> dict[st
     signals = stored_signals(store, held=True)
     arrays = raw_arrays(store)
     epoch = shuffled(rows)
-    labels = rows // BATCH * BATCH
+
+    def epochs() -> Iterator[BatchIndex]:
+        return itertools.chain.from_iterable(epoch() for _ in range(EPOCHS))
+
+    labels = EPOCHS * (rows // BATCH * BATCH)
     cases: dict[str, tuple[int, Callable[[], None]]] = {
-        "stream": (labels, lambda: consume(signals.stream(epoch()))),
-        "batch by batch": (labels, lambda: consume(signals.fetch(*batch) for batch in epoch())),
-        "take of codes": (labels, lambda: take(arrays["codes"], epoch())),
-        "take of decoded": (labels, lambda: take(arrays["decoded"], epoch())),
-        "order alone": (labels, lambda: consume(epoch())),
+        "stream": (labels, lambda: consume(signals.stream(epochs()))),
+        "batch by batch": (labels, lambda: consume(signals.fetch(*batch) for batch in epochs())),
+        "take of codes": (labels, lambda: take(arrays["codes"], epochs())),
+        "take of decoded": (labels, lambda: take(arrays["decoded"], epochs())),
+        "order alone": (labels, lambda: consume(epochs())),
         **peer_cases(store, folder, peer_batches),
     }
     processor: dict[str, list[float]] = {name: [] for name in cases}
