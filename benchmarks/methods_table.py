@@ -121,7 +121,9 @@ def plot(groups: Mapping[str, Any], results: Mapping[str, Any], path: Path) -> N
     axes.axvline(0, color="0.6", linewidth=1)
     axes.set_xlabel("points gained over the row's control\n(mean and standard error over seeds)")
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    # Equal results give an equal file.
+    with matplotlib.rc_context({"svg.hashsalt": "methods"}):
+        figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
 
