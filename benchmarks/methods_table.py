@@ -113,7 +113,7 @@ def plot(groups: Mapping[str, Any], results: Mapping[str, Any], path: Path) -> N
                 entries.append((name, row, *spread(values)))
     if not entries:
         return
-    figure, axes = pyplot.subplots(figsize=(7, 0.6 + 0.28 * len(entries)), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 0.6 + 0.28 * len(entries)), layout="constrained")
     colours = {name: f"C{index}" for index, name in enumerate(results)}
     for place, (name, _row, mean, error) in enumerate(reversed(entries)):
         axes.errorbar(mean, place, xerr=error, fmt="o", color=colours[name], capsize=3)
