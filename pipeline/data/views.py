@@ -106,7 +106,7 @@ def augment(
     crops: Sequence[bytes], parameters: ViewParameters, *, size: int, channels: int
 ) -> Tensor:
     """Turn B crops into floats and apply all else; the second half of `render`."""
-    # numpy asks for huge pages: else page faults are two fifths of the time of a view of 224 pixels.
+    # numpy asks for huge pages: page faults would be two fifths of the time of a 224-pixel view.
     rendered = torch.from_numpy(np.empty((len(crops), channels, size, size), np.float32))
     chunk = max(1, _CHUNK // (size * size))
     for depth in _CHANNELS.values():
