@@ -190,7 +190,7 @@ def figures(found: dict[str, Any]) -> list[Figure]:
     times = {name: ratio["median"] for name, ratio in found["stream_times"].items()}
     bound = (
         "the gather with int64 ids, and the tensors of each batch, a third of the processor time "
-        "each; the shuffle, before which no batch can be asked for, the last"
+        "each; the shuffle, on the thread that asks for batches, the last"
     )
     take_bound = "as above: take has the same shuffle, and neither int64 ids nor batches"
     peer_bound = "Python and system calls for every label, which the stream has for 32,768"

@@ -184,27 +184,26 @@ class StoredSignals(SignalSource):
 
     def _block_features(
         self, rows: Rows, views: Rows, labels: Rows, count: int
-    ) -> list[dict[str, BlockFeatureBatch]]:
+    ) -> Iterator[dict[str, BlockFeatureBatch]]:
         assert self._routes is not None
-        batches: list[dict[str, BlockFeatureBatch]] = [{} for _ in range(count)]
+        shape = (count, len(rows) // count)
+        parts: dict[str, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {}
         for index, store in self._features.items():
             present = self._routes[labels, index]
             found = store.fetch(rows[present], views[present])
+            there = _split(present.reshape(shape))
             for array in store.schema.arrays:
                 values = np.zeros((len(rows), *array.shape), np.float32)
                 values[present] = found[array.name].values
-                shape = (count, len(rows) // count)
-                parts = zip(
-                    batches,
-                    _split(values.reshape(*shape, *array.shape)),
-                    _split(present.reshape(shape)),
-                    strict=True,
-                )
-                for batch, part, there in parts:
-                    batch[f"{store.schema.teacher}/{array.name}"] = BlockFeatureBatch(
-                        values=part, present=there
-                    )
-        return batches
+                name = f"{store.schema.teacher}/{array.name}"
+                parts[name] = _split(values.reshape(*shape, *array.shape)), there
+        return (
+            {
+                name: BlockFeatureBatch(values=values[batch], present=there[batch])
+                for name, (values, there) in parts.items()
+            }
+            for batch in range(count)
+        )
 
     def _soft(self, rows: Rows, views: Rows, labels: Rows, count: int) -> Iterator[SoftLabelBatch]:
         # Everything is (batch, slot, row of the batch), and `teacher` says which store fills what.
